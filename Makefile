@@ -1,0 +1,46 @@
+# Everything lives in .venv; a fresh Debian 12 with python3, pip and make needs nothing else.
+# python3-venv is not there, so the environment is made without pip, and pip is put into it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+
+help:  ## show this
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+demo: .venv/.runtime  ## run the main job against the embedded simulator, and look at the result
+	@$(BIN)/bulkfetch demo
+
+test: .venv/.dev  ## run the tests
+	$(BIN)/python -m pytest -n auto
+
+lint: .venv/.dev  ## style, format, types, and the walls between the modules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev  ## format the code
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+wheel: .venv/.dev  ## build the wheel and try it in an environment of its own
+	sh .ci/try-wheel $(BIN)/python
+
+clean:  ## remove what was built, and the environment
+	rm -rf .venv build dist bulkfetch-demo
+
+.venv/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --without-pip .venv
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check \
+		--constraint constraints.txt pip
+	$(PIP) --editable '.[parquet]'
+	@touch $@
+
+.venv/.dev: .venv/.runtime
+	$(PIP) --group dev
+	@touch $@
+
+.PHONY: help demo test lint format wheel clean

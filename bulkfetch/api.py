@@ -1,0 +1,228 @@
+"""The Candid Health pre-encounter API: signing in, and the typed questions.
+
+The one place that knows the API's JSON. Paths, fields and the behaviour of tokens are those of the
+vendor's own client (`candidhealth` 1.37.0) and reference
+(https://docs.joincandidhealth.com/api-reference/pre-encounter/images/v-1/get-multi).
+Each method is a single try; `bulkfetch.retry` decides about another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import TypeVar
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+
+from bulkfetch.errors import BadResponseError, CredentialsError, StatusError
+from bulkfetch.models import Coverage, ImageRecord
+from bulkfetch.settings import ClientCredentials, StaticToken
+from bulkfetch.transport import Transport
+
+# A token is renewed this long before it ends, or after nine tenths of a short life.
+RENEW_BEFORE_S = 60.0
+# Once a token was taken, a 401 is answered with a new one; so many new ones refused in a row mean
+# that the account is closed to us.
+REFUSALS_AT_MOST = 3
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _TokenAnswer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    access_token: SecretStr = Field(min_length=1)
+    expires_in: float = Field(gt=0)
+
+
+_IMAGES = TypeAdapter(list[ImageRecord])
+_IMAGE = TypeAdapter(ImageRecord)
+_COVERAGES = TypeAdapter(list[Coverage])
+_TOKEN = TypeAdapter(_TokenAnswer)
+
+
+class Tokens:
+    """Hands out a bearer token, and fetches a new one when it is due: one request at a time."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        auth_base_url: str,
+        credentials: StaticToken | ClientCredentials,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._transport = transport
+        self._url = f"{auth_base_url}/api/auth/v2/token"
+        self._credentials = credentials
+        self._clock = clock
+        self._turn = asyncio.Lock()
+        self._token: str | None = None
+        self._renew_at = 0.0
+        self._ever_accepted = False
+        self._refused_in_a_row = 0
+
+    async def get(self) -> str:
+        """Return a token that is not about to expire.
+
+        Raises:
+            CredentialsError: the token endpoint said no (400, 401 or 403).
+            FetchError: it could not be asked, or its answer is no token.
+        """
+        if isinstance(self._credentials, StaticToken):
+            return self._credentials.token.get_secret_value()
+        async with self._turn:
+            if self._token is None or self._clock() >= self._renew_at:
+                await self._fetch(self._credentials)
+            return self._token or ""
+
+    def accepted(self) -> None:
+        """Note that the API took a token."""
+        self._ever_accepted = True
+        self._refused_in_a_row = 0
+
+    def refused(self, token: str) -> None:
+        """Note that the API answered 401 to this token, so that the next `get` fetches another.
+
+        Raises:
+            CredentialsError: the token is a static one, the API has taken none yet, or it refuses
+                one new token after the other.
+        """
+        if isinstance(self._credentials, StaticToken):
+            raise CredentialsError(
+                "the API refused the token (HTTP 401): it is wrong, expired, or of another "
+                "environment; set BULKFETCH_TOKEN anew"
+            )
+        if token != self._token:
+            return
+        self._token = None
+        self._refused_in_a_row += 1
+        if not self._ever_accepted or self._refused_in_a_row > REFUSALS_AT_MOST:
+            raise CredentialsError(
+                "the API refused a token that was just made (HTTP 401): "
+                "are --api-url and --auth-url of one environment?"
+            )
+
+    async def _fetch(self, credentials: ClientCredentials) -> None:
+        asked_at = self._clock()
+        try:
+            body = await self._transport.ask(
+                "POST",
+                self._url,
+                json={
+                    "client_id": credentials.client_id,
+                    "client_secret": credentials.client_secret.get_secret_value(),
+                },
+            )
+        except StatusError as error:
+            if error.status in (400, 401, 403):
+                raise CredentialsError(
+                    f"the token endpoint refused the credentials (HTTP {error.status}): check "
+                    "BULKFETCH_CLIENT_ID, its secret, and --environment"
+                ) from None
+            raise
+        answer = _parse(_TOKEN, body, "the token endpoint")
+        self._token = answer.access_token.get_secret_value()
+        life_s = answer.expires_in
+        self._renew_at = asked_at + max(life_s - RENEW_BEFORE_S, 0.9 * life_s)
+        log.debug("a new token, good for %.0f s", life_s)
+
+
+class API:
+    """The questions that bulkfetch asks, each answered in full or by an error."""
+
+    def __init__(self, transport: Transport, base_url: str, tokens: Tokens) -> None:
+        self._transport = transport
+        self._base_url = base_url
+        self._tokens = tokens
+
+    async def images(
+        self, *, patient_id: str | None = None, coverage_id: str | None = None
+    ) -> list[ImageRecord]:
+        """Return every image of a patient, of a coverage, or of both together.
+
+        `GET /images/v1` is not paged, and leaves deactivated images out.
+
+        Raises:
+            FetchError: the API could not be asked, or its answer is not a list of images.
+            CredentialsError: the API refused the credentials.
+        """
+        params = {
+            name: value
+            for name, value in (("patient_id", patient_id), ("coverage_id", coverage_id))
+            if value is not None
+        }
+        return _parse(_IMAGES, await self._get("/images/v1", params), "the image search")
+
+    async def image(self, image_id: str) -> ImageRecord:
+        """Return one image as it is now, with a fresh signed URL; deactivated ones too.
+
+        Raises:
+            StatusError: with status 404, the API does not know the image.
+            FetchError, CredentialsError: as for `images`.
+        """
+        body = await self._get(f"/images/v1/{quote(image_id, safe='')}")
+        record = _parse(_IMAGE, body, "the image's record")
+        if record.id != image_id:
+            raise BadResponseError("the API answered with another image's record", retryable=False)
+        return record
+
+    async def coverages(self, patient_id: str) -> list[Coverage]:
+        """Return a patient's coverages.
+
+        Raises:
+            FetchError, CredentialsError: as for `images`.
+        """
+        body = await self._get("/coverages/v1", {"patient_id": patient_id})
+        return _parse(_COVERAGES, body, "the coverage search")
+
+    async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
+        token = await self._tokens.get()
+        try:
+            return await self._get_with(token, path, params)
+        except StatusError as error:
+            if error.status != HTTPStatus.UNAUTHORIZED:
+                raise
+            self._tokens.refused(token)
+        token = await self._tokens.get()
+        try:
+            return await self._get_with(token, path, params)
+        except StatusError as error:
+            if error.status == HTTPStatus.UNAUTHORIZED:
+                self._tokens.refused(token)
+                error.retryable = True
+            raise
+
+    async def _get_with(self, token: str, path: str, params: Mapping[str, str] | None) -> bytes:
+        body = await self._transport.ask(
+            "GET",
+            self._base_url + path,
+            headers={"Authorization": f"Bearer {token}"},
+            params=params,
+        )
+        self._tokens.accepted()
+        return body
+
+
+def _parse(shape: TypeAdapter[T], body: bytes, what: str) -> T:
+    try:
+        return shape.validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+    if problem["type"] == "json_invalid":
+        raise BadResponseError(
+            f"{what} answered with something that is not JSON (a proxy's page, or a body cut "
+            "short)",
+            retryable=True,
+        )
+    # The place of a field is safe to show; what stood there is not.
+    where = ".".join(str(step) for step in problem["loc"]) or "the whole"
+    raise BadResponseError(
+        f"{what} answered with JSON of another shape: {where}: {problem['type']}", retryable=False
+    )

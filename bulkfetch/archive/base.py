@@ -1,0 +1,72 @@
+"""What every kind of destination can do, and the order in which it does it.
+
+An image is staged beside its final name, made durable, renamed; then its sidecar is. So a sidecar
+that is there stands for a whole image, whenever the power fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from bulkfetch.models import Sidecar
+from bulkfetch.plan import Held, Place
+
+LAYOUT = 1
+DEFAULT_TEMPLATE = "{patient_id}/{image_id}.v{version}"
+
+
+class Identity(BaseModel):
+    """Whose archive this is; another account's run is refused.
+
+    `organization_id` is None until the first record named it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layout: int = LAYOUT
+    api_host: str
+    organization_id: str | None = None
+    path_template: str = DEFAULT_TEMPLATE
+
+
+class Stage(Protocol):
+    """Bytes on their way in; leaving its context without `Archive.publish` drops them."""
+
+    async def write(self, data: bytes) -> None:
+        """Add bytes at the end."""
+
+
+class Archive(Protocol):
+    """A destination, open for one run.
+
+    Every method raises `DestinationError` where the destination fails.
+    """
+
+    async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
+        """Return what is held of each place, None where there is no sidecar.
+
+        A file is checked by its size, and by its SHA-256 too with `rehash`.
+        """
+
+    def stage(self, place: Place) -> AbstractAsyncContextManager[Stage]:
+        """Make room for one image's bytes, beside their final name."""
+
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
+        """Give a staged file its name, durably, and then its sidecar."""
+
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
+        """Write a sidecar that has no new file."""
+
+    async def quarantine(self, place: Place) -> None:
+        """Move whatever lies at a place out of the way, keeping it."""
+
+    async def claim(self, organization_id: str) -> None:
+        """Note whose archive this is.
+
+        Raises:
+            ArchiveMismatchError: it is another organization's.
+        """

@@ -1,0 +1,107 @@
+"""Files opened relative to a directory's descriptor, and never through a symbolic link.
+
+So neither a name nor a link that somebody planted leads out of the archive.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from bulkfetch.errors import DestinationError
+
+FILE_MODE = 0o600
+DIRECTORY_MODE = 0o700
+
+
+@contextmanager
+def named(what: str = "the destination") -> Iterator[None]:
+    """Turn the operating system's word into a `DestinationError`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DestinationError(f"{what} cannot be used: {reason}") from error
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and whatever of those above it is missing, each private to its owner."""
+    for missing in reversed([path, *path.parents]):
+        missing.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
+
+@contextmanager
+def descriptor(path: Path) -> Iterator[int]:
+    """Open a directory that is trusted: the archive's root, or one below `.bulkfetch`."""
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def subdirectory(name: str, parent: int) -> Iterator[int]:
+    """Open a directory in another; a symbolic link is an error."""
+    opened = open_directory(name, parent)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def open_directory(name: str, parent: int) -> int:
+    """Return a descriptor of a directory in another; the caller closes it."""
+    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+
+
+def exists(name: str, directory: int) -> bool:
+    """Tell whether anything has this name."""
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read(name: str, directory: int) -> bytes:
+    """Return a file's bytes."""
+    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory), "rb") as file:
+        return file.read()
+
+
+def create(name: str, directory: int) -> int:
+    """Return a descriptor of a new file to write, private to its owner.
+
+    One that a dead run left is truncated: a part without a final name is nobody's.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    return os.open(name, flags, FILE_MODE, dir_fd=directory)
+
+
+def write_whole(directory: int, part: str, name: str, data: bytes, *, durable: bool) -> None:
+    """Write a file under the name `part`, and give it its own once it is whole.
+
+    With `durable`, it has reached the disk under that name. After a failure, `part` is gone.
+    """
+    try:
+        with os.fdopen(create(part, directory), "wb", buffering=0) as file:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) :]
+            if durable:
+                os.fsync(file.fileno())
+        rename(directory, part, name, durable=durable)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part, dir_fd=directory)
+        raise
+
+
+def rename(directory: int, old: str, new: str, *, durable: bool) -> None:
+    """Rename a file within its directory, durably or not."""
+    os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+    if durable:
+        os.fsync(directory)

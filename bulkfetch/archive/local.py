@@ -1,0 +1,391 @@
+"""An archive in a directory of this machine.
+
+Every path is opened relative to its directory's descriptor and never through a symbolic link, so
+that neither a name nor a link that somebody planted leads out of the archive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from typing import Self, TypeVar
+
+from aiofiles.threadpool import wrap
+from aiofiles.threadpool.binary import AsyncFileIO
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from bulkfetch.archive import files
+from bulkfetch.archive.base import LAYOUT, Identity, Stage
+from bulkfetch.errors import ArchiveMismatchError, DestinationError
+from bulkfetch.models import SCHEMA_VERSION, FileInfo, Sidecar
+from bulkfetch.plan import Held, Place
+
+PRIVATE = ".bulkfetch"
+# A body up to this size waits in memory and is written in one hop to a thread, together with its
+# sidecar; a longer one goes to disk as it comes.
+SPILL_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+class LocalStage:
+    """One image's bytes: in memory while they are few, then in a file beside the final name."""
+
+    def __init__(self, place: Place, open_directory: Callable[[], int]) -> None:
+        self.place = place
+        self.part = f".{place.stem}.part"
+        self.directory: int | None = None
+        self.file: AsyncFileIO | None = None
+        self._open_directory = open_directory
+        self._raw: FileIO | None = None
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+
+    async def write(self, data: bytes) -> None:
+        """Add bytes at the end."""
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes >= SPILL_BYTES:
+            await self.spill()
+
+    async def spill(self) -> None:
+        """Write what is in memory to the staged file."""
+        if self.file is None:
+            await _in_thread(self._create)
+            self.file = wrap(self._raw)
+        view = memoryview(self.take())
+        with files.named():
+            while view:
+                written = await _to_its_end(asyncio.ensure_future(self.file.write(view)))
+                view = view[written:]
+
+    def take(self) -> bytes:
+        """Return what is in memory, and forget it."""
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        return data
+
+    def drop(self) -> None:
+        """Remove what is on disk, if it has no final name yet, and close."""
+        if self.directory is not None:
+            with suppress(OSError):
+                os.unlink(self.part, dir_fd=self.directory)
+            os.close(self.directory)
+        if self._raw is not None:
+            self._raw.close()
+
+    def _create(self) -> None:
+        self.directory = self._open_directory()
+        self._raw = FileIO(files.create(self.part, self.directory), "wb")
+
+
+class LocalArchive:
+    """A directory, held by one run at a time.
+
+    Use `LocalArchive.open`; `check` says beforehand what would be wrong with a destination.
+    """
+
+    def __init__(
+        self, root: Path, run_id: str, identity: Identity, lock: FileLock | None, *, durable: bool
+    ) -> None:
+        self._root = root
+        self._run_id = run_id
+        self._identity = identity
+        self._lock = lock
+        self._durable = durable
+
+    @staticmethod
+    def check(out: str, identity: Identity) -> None:
+        """Say what is wrong with a destination, creating nothing.
+
+        Raises:
+            DestinationError: it is no directory, or cannot be written.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        root = Path(out)
+        with files.named(out):
+            if root.exists():
+                if not root.is_dir():
+                    raise DestinationError(f"{out} is a file: name a directory with --out")
+                _read_identity(root, identity)
+                nearest = root
+            else:
+                nearest = next(parent for parent in root.absolute().parents if parent.exists())
+                if not nearest.is_dir():
+                    raise DestinationError(
+                        f"{out} cannot be made: {nearest} is a file; name another with --out"
+                    )
+            if not os.access(nearest, os.W_OK | os.X_OK):
+                raise DestinationError(
+                    f"{nearest} cannot be written: get write access, or name another with --out"
+                )
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, out: str, run_id: str, identity: Identity, *, durable: bool = True
+    ) -> Iterator[Self]:
+        """Make or open an archive and hold it until the context ends.
+
+        Raises:
+            DestinationError: it cannot be written, or another run holds it.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        root = Path(out)
+        with files.named(out):
+            files.make_directory(root / PRIVATE)
+        lock = _hold(root, run_id)
+        try:
+            with files.named(out):
+                found = _read_identity(root, identity)
+                archive = cls(root.resolve(), run_id, found or identity, lock, durable=durable)
+                if found is None:
+                    archive.write_private("archive.json", identity.model_dump_json(indent=2))
+                files.make_directory(archive.run_directory)
+            yield archive
+        finally:
+            with suppress(OSError):
+                (root / PRIVATE / "holder.json").unlink()
+            lock.release()
+
+    @classmethod
+    def open_read_only(cls, out: str, identity: Identity) -> Self:
+        """Open an archive to look into it; there need not be one."""
+        return cls(Path(out).absolute(), "", identity, None, durable=False)
+
+    @property
+    def run_directory(self) -> Path:
+        """Where this run's journal and summary go."""
+        return self._root / PRIVATE / "runs" / self._run_id
+
+    async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
+        """See `Archive.held`; one hop to a thread for all of them."""
+        return await _in_thread(lambda: [self._held(place, rehash=rehash) for place in places])
+
+    @asynccontextmanager
+    async def stage(self, place: Place) -> AsyncIterator[LocalStage]:
+        """See `Archive.stage`; nothing is on disk before the first `SPILL_BYTES`."""
+        stage = LocalStage(place, lambda: self._make_directory(place.directory))
+        try:
+            yield stage
+        finally:
+            # Not awaited: nothing may come between a cancellation and the clearing away.
+            stage.drop()
+
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
+        """See `Archive.publish`; a small file and its sidecar take one hop to a thread."""
+        if not isinstance(stage, LocalStage):
+            raise TypeError("a stage is published by the archive that made it")
+        if stage.file is not None:
+            await stage.spill()
+        await _in_thread(lambda: self._publish(stage, name, revision, sidecar))
+
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
+        """See `Archive.note`."""
+
+        def write() -> None:
+            with self._directory(place.directory) as directory:
+                self._write_sidecar(directory, place, revision, sidecar)
+
+        await _in_thread(write)
+
+    async def quarantine(self, place: Place) -> None:
+        """See `Archive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
+        await _in_thread(lambda: self._quarantine(place))
+
+    async def claim(self, organization_id: str) -> None:
+        """See `Archive.claim`."""
+        known = self._identity.organization_id
+        if known == organization_id:
+            return
+        if known is not None:
+            raise ArchiveMismatchError(
+                f"{self._root} is the archive of organization {known}, and these credentials are "
+                f"of organization {organization_id}: name another directory with --out"
+            )
+        self._identity = self._identity.model_copy(update={"organization_id": organization_id})
+        if self._lock is not None:
+            text = self._identity.model_dump_json(indent=2)
+            await _in_thread(lambda: self.write_private("archive.json", text))
+
+    def write_private(self, name: str, text: str) -> None:
+        """Write a whole text file below `.bulkfetch`, or leave the one that is there."""
+        path = self._root / PRIVATE / name
+        with files.named(str(path)), files.descriptor(path.parent) as directory:
+            self._write(directory, path.name, f"{text}\n".encode())
+
+    def _write(self, directory: int, name: str, data: bytes, part: str | None = None) -> None:
+        part = part or f".{name}.part"
+        files.write_whole(directory, part, name, data, durable=self._durable)
+
+    def _publish(self, stage: LocalStage, name: str, revision: int, sidecar: Sidecar) -> None:
+        with self._directory(stage.place.directory) as directory:
+            if stage.file is None:
+                self._write(directory, name, stage.take(), part=stage.part)
+            else:
+                if self._durable:
+                    os.fsync(stage.file.fileno())
+                files.rename(directory, stage.part, name, durable=self._durable)
+            self._write_sidecar(directory, stage.place, revision, sidecar)
+
+    def _write_sidecar(self, directory: int, place: Place, revision: int, sidecar: Sidecar) -> None:
+        text = json.dumps(sidecar.model_dump(mode="json"), ensure_ascii=False, indent=2)
+        # A lone surrogate becomes an escape, which is how JSON writes it.
+        data = f"{text}\n".encode("utf-8", "backslashreplace")
+        self._write(directory, place.sidecar(revision), data)
+
+    def _make_directory(self, name: str) -> int:
+        with files.descriptor(self._root) as root:
+            with suppress(FileExistsError):
+                os.mkdir(name, files.DIRECTORY_MODE, dir_fd=root)
+                if self._durable:
+                    os.fsync(root)
+            return files.open_directory(name, root)
+
+    @contextmanager
+    def _directory(self, name: str) -> Iterator[int]:
+        directory = self._make_directory(name)
+        try:
+            yield directory
+        finally:
+            os.close(directory)
+
+    def _held(self, place: Place, *, rehash: bool) -> Held | None:
+        try:
+            with (
+                files.descriptor(self._root) as root,
+                files.subdirectory(place.directory, root) as directory,
+            ):
+                if not files.exists(place.sidecar(1), directory):
+                    return None
+                revision = 1
+                while files.exists(place.sidecar(revision + 1), directory):
+                    revision += 1
+                try:
+                    state = _parse_sidecar(files.read(place.sidecar(revision), directory))
+                except (ValueError, OSError):
+                    return Held(None, revision, "its sidecar cannot be read")
+                damage = None
+                if state.file:
+                    damage = _damage(place, state.file, directory, rehash=rehash)
+                return Held(state, revision, damage)
+        except FileNotFoundError:
+            return None
+
+    def _quarantine(self, place: Place) -> None:
+        there = self._root / PRIVATE / "quarantine" / self._run_id / place.directory
+        files.make_directory(there)
+        ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
+        with (
+            files.descriptor(self._root) as root,
+            files.descriptor(there) as target,
+            files.subdirectory(place.directory, root) as directory,
+        ):
+            # The sidecars first: a file without one is not yet archived, and does no harm.
+            names = os.listdir(directory)  # noqa: PTH208  of a descriptor
+            found = sorted(names, key=lambda name: not name.endswith(".json"))
+            for name in filter(ours.fullmatch, found):
+                os.rename(name, name, src_dir_fd=directory, dst_dir_fd=target)
+            if self._durable:
+                os.fsync(target)
+                os.fsync(directory)
+
+
+def _hold(root: Path, run_id: str) -> FileLock:
+    holder = root / PRIVATE / "holder.json"
+    lock = FileLock(root / PRIVATE / "lock", timeout=0, mode=files.FILE_MODE)
+    with files.named(str(root)):
+        try:
+            lock.acquire()
+        except Timeout:
+            try:
+                who = json.loads(holder.read_text(encoding="utf-8"))
+                named = f" (run {who['run_id']}, process {who['pid']} on {who['host']})"
+            except (OSError, ValueError, KeyError, TypeError):
+                named = ""
+            raise DestinationError(
+                f"{root} is held by another run{named}: wait for it to end"
+            ) from None
+        text = json.dumps({"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()})
+        holder.unlink(missing_ok=True)
+        holder.touch(mode=files.FILE_MODE)
+        holder.write_text(text, encoding="utf-8")
+    return lock
+
+
+def _read_identity(root: Path, wanted: Identity) -> Identity | None:
+    path = root / PRIVATE / "archive.json"
+    try:
+        found = Identity.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError:
+        raise ArchiveMismatchError(
+            f"{path} is not one that this version of bulkfetch wrote: name another --out"
+        ) from None
+    for what, theirs, ours in (
+        ("layout", found.layout, LAYOUT),
+        ("API host", found.api_host, wanted.api_host),
+        ("path template", found.path_template, wanted.path_template),
+    ):
+        if theirs != ours:
+            raise ArchiveMismatchError(
+                f"{root} is an archive with the {what} {theirs}, and this run's is {ours}: "
+                "name another directory with --out"
+            )
+    return found
+
+
+def _parse_sidecar(raw: bytes) -> Sidecar:
+    values = json.loads(raw)
+    schema = values.get("schema_version") if isinstance(values, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        raise ArchiveMismatchError(
+            f"a sidecar is of schema {schema}, which a later bulkfetch wrote: use that one"
+        )
+    return Sidecar.model_validate(values)
+
+
+def _damage(place: Place, file: FileInfo, directory: int, *, rehash: bool) -> str | None:
+    if not re.fullmatch(re.escape(place.stem) + r"\.[a-z]+", file.path):
+        return "its sidecar names a file that is not its own"
+    try:
+        found = os.stat(file.path, dir_fd=directory, follow_symlinks=False)
+        if not stat.S_ISREG(found.st_mode):
+            return "its file is no regular file"
+        if found.st_size != file.size:
+            return f"its file has {found.st_size} bytes, not {file.size}"
+        if rehash:
+            opened = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
+            with os.fdopen(opened, "rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                    return "its file's SHA-256 is another"
+    except FileNotFoundError:
+        return "its file is missing"
+    return None
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    with files.named():
+        return await _to_its_end(asyncio.get_running_loop().run_in_executor(None, work))
+
+
+async def _to_its_end(work: asyncio.Future[T]) -> T:
+    """Await what a thread does, even when cancelled: it cannot be called off."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        work.exception()  # looked at, so that the loop does not report it
+        raise

@@ -1,0 +1,80 @@
+"""The command line: each command is a module of its own, imported when it is called.
+
+So `bulkfetch --help` starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "download": "fetch every image of the patients in a manifest",
+    "manifest": "check a manifest without any network",
+    "demo": "run the main job against an embedded simulator: start here",
+    "simulate": "serve the simulated API and storage on loopback, until stopped",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command, and return its exit status (see "Exit status" in the README)."""
+    parser = argparse.ArgumentParser(
+        prog="bulkfetch",
+        usage="bulkfetch COMMAND [OPTIONS]",
+        description="Bulk export of patients' insurance-card images "
+        "from the Candid Health pre-encounter API.",
+        epilog="commands:\n"
+        + "".join(f"  {name:<10} {what}\n" for name, what in COMMANDS.items())
+        + "\nexample:\n  bulkfetch demo\n  bulkfetch download --help",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = parser.parse_args(argv)
+    if given.version:
+        from bulkfetch._version import __version__  # noqa: PLC0415  only this option needs it
+
+        print(f"bulkfetch {__version__}")  # noqa: T201  the answer
+        return 0
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    if given.command not in COMMANDS:
+        parser.error(f"no command {given.command!r}: one of {', '.join(COMMANDS)}")
+    return _call(given.command, given.rest)
+
+
+def _call(command: str, argv: Sequence[str]) -> int:
+    from bulkfetch.errors import BulkfetchError  # noqa: PLC0415  not needed for help
+    from bulkfetch.logs import redact  # noqa: PLC0415  the same
+
+    module = importlib.import_module(f"bulkfetch.cli.{command}")
+    try:
+        status = module.run(argv)
+        sys.stdout.flush()
+    except BulkfetchError as error:
+        print(f"bulkfetch: {redact(str(error))}", file=sys.stderr)  # noqa: T201
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("bulkfetch: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+    except BrokenPipeError:
+        # Whoever read standard output went away: not worth a word, but no success either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+        print(  # noqa: T201
+            f"bulkfetch: internal error, please report it: {type(error).__name__}{where}",
+            file=sys.stderr,
+        )
+        return 1
+    return int(status)

@@ -1,0 +1,112 @@
+"""`bulkfetch demo`: the main job against the embedded simulator, and a look at what it made."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from bulkfetch import logs
+from bulkfetch.archive.local import PRIVATE
+from bulkfetch.cli import running
+from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.running import say
+from bulkfetch.cli.simulate import write_manifest
+from bulkfetch.errors import DestinationError
+from bulkfetch.manifest import Manifest
+from bulkfetch.models import Summary
+from bulkfetch.pipeline import Run
+from bulkfetch.progress import ProgressStyle, progress_for
+from bulkfetch.settings import Settings
+from bulkfetch.simulator import Simulator, SimulatorConfig
+
+_PATIENTS_SHOWN = 3
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make an archive of synthetic cards, and show it."""
+    parser = command_parser(
+        "demo",
+        "Start the simulator, run the main job against it, and show what lands on disk.\n"
+        "Run it twice: the second time all is unchanged.",
+        ["bulkfetch demo", "bulkfetch demo --patients 1000 --out /tmp/demo"],
+    )
+    parser.add_argument(
+        "--out", "-o", type=Path, default=Path("bulkfetch-demo"), metavar="DIR",
+        help="where manifest and archive go [bulkfetch-demo]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--patients", type=int, default=200, metavar="N", help="how many patients [200]"
+    )
+    given = parser.parse_args(argv)
+    if given.patients < 1:
+        parser.error("--patients: there must be at least one")
+    logs.configure(logs.LogLevel.error, logs.LogFormat.text)
+    simulator = Simulator(SimulatorConfig(patients=given.patients))
+    patients, archive = given.out / "patients.csv", given.out / "archive"
+    try:
+        given.out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise DestinationError(f"{given.out} cannot be made: {error.strerror}") from error
+    write_manifest(simulator, patients)
+    say(f"$ bulkfetch download {patients} --out {archive}\n")
+    with Manifest(patients) as manifest:
+        summary = asyncio.run(_download(simulator, manifest, archive))
+    if isinstance(summary, int):
+        return summary
+    running.show(summary, str(archive), None)
+    say(f"\n{archive}/")
+    for line in _tree(archive):
+        say(f"  {line}")
+    say(_one_sidecar(archive))
+    say(_NEXT.format(out=given.out))
+    return summary.exit_code
+
+
+async def _download(simulator: Simulator, manifest: Manifest, archive: Path) -> Summary | int:
+    async with simulator:
+        settings = Settings(
+            out=str(archive),
+            api_url=simulator.api_url,
+            client_id=simulator.config.client_id,
+            client_secret=SecretStr(simulator.config.client_secret),
+        )
+        job = Run(manifest, manifest.check(), settings, progress=progress_for(ProgressStyle.auto))
+        return await running.do(job)
+
+
+def _tree(archive: Path) -> Iterator[str]:
+    directories = sorted(path for path in archive.iterdir() if path.name != PRIVATE)
+    for directory in directories[:_PATIENTS_SHOWN]:
+        yield f"{directory.name}/"
+        for file in sorted(directory.iterdir()):
+            yield f"    {file.name}  {file.stat().st_size:,} bytes"
+    if more := len(directories) - _PATIENTS_SHOWN:
+        yield f"... and {more:,} more patients"
+    yield f"{PRIVATE}/"
+    for file in sorted((archive / PRIVATE).rglob("*")):
+        if file.is_file():
+            yield f"    {file.relative_to(archive / PRIVATE)}"
+
+
+def _one_sidecar(archive: Path) -> str:
+    sidecars = itertools.chain.from_iterable(
+        sorted(directory.glob("*.json"))
+        for directory in sorted(archive.iterdir())
+        if directory.name != PRIVATE
+    )
+    path = next(path for path in sidecars if json.loads(path.read_bytes())["file"])
+    return f"\n{path}\n{path.read_text(encoding='utf-8')}"
+
+
+_NEXT = """\
+Next:
+  bulkfetch demo --out {out}     # again: all is unchanged, nothing is fetched twice
+  bulkfetch simulate --help      # an API to practise on, with faults on demand
+  export BULKFETCH_CLIENT_ID=... BULKFETCH_CLIENT_SECRET=...
+  bulkfetch download patients.csv --out archive --dry-run    # your own account
+"""

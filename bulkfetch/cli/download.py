@@ -1,0 +1,64 @@
+"""`bulkfetch download`: the main job."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from bulkfetch import logs
+from bulkfetch.cli import running
+from bulkfetch.cli.options import (
+    ENVIRONMENT_NOTE,
+    DownloadSettings,
+    add_options,
+    command_parser,
+    given_options,
+)
+from bulkfetch.manifest import Manifest
+from bulkfetch.pipeline import Run
+from bulkfetch.progress import progress_for
+from bulkfetch.settings import load
+
+log = logging.getLogger(__name__)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Fetch every image of the patients in a manifest."""
+    parser = command_parser(
+        "download",
+        "Fetch every image of the patients in a manifest into an archive. "
+        "What is there already is not fetched again.\n\n" + ENVIRONMENT_NOTE + "\n"
+        "Credentials are no options: set BULKFETCH_CLIENT_ID and BULKFETCH_CLIENT_SECRET\n"
+        "(or BULKFETCH_CLIENT_SECRET_FILE), or BULKFETCH_TOKEN (or BULKFETCH_TOKEN_FILE).",
+        [
+            "bulkfetch download patients.csv --out archive",
+            "bulkfetch download patients.csv --out archive --environment staging --dry-run",
+            "zcat patients.txt.gz | bulkfetch download - --manifest-format txt -o archive --json",
+        ],
+    )
+    parser.add_argument(
+        "manifest",
+        metavar="MANIFEST",
+        help="a .csv, .tsv, .txt, .jsonl (each also .gz) or .parquet file; - for standard input",
+    )
+    add_options(parser, DownloadSettings)
+    namespace = parser.parse_args(argv)
+    settings = load(DownloadSettings, given_options(namespace, "manifest"))
+    logs.configure(settings.log_level, settings.log_format)
+    with Manifest(
+        namespace.manifest, settings.manifest_format, allow_empty=settings.allow_empty
+    ) as manifest:
+        facts = manifest.check()
+        for example in facts.duplicate_examples:
+            log.info("%s: fetched once", example)
+        job = Run(manifest, facts, settings, progress=progress_for(settings.progress))
+        summary = asyncio.run(running.do(job))
+    if isinstance(summary, int):
+        return summary
+    running.show(summary, settings.out, job.failures_path)
+    if settings.summary_as_json:
+        print(summary.model_dump_json())  # noqa: T201  what a program reads
+    if job.fatal is not None:
+        raise job.fatal
+    return summary.exit_code

@@ -1,0 +1,49 @@
+"""`bulkfetch manifest check`: is a manifest good, without any network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.running import say
+from bulkfetch.manifest import Manifest, ManifestFormat
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check a manifest and say what is in it."""
+    parser = command_parser(
+        "manifest",
+        "Work with manifests.",
+        ["bulkfetch manifest check patients.csv", "bulkfetch manifest check - --json < ids.csv"],
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    check = commands.add_parser(
+        "check", help="read every row of a manifest, and name the bad ones", allow_abbrev=False
+    )
+    check.add_argument("manifest", metavar="MANIFEST", help="a file; - for standard input")
+    check.add_argument(
+        "--manifest-format",
+        choices=list(ManifestFormat),
+        type=ManifestFormat,
+        metavar="FORM",
+        help=f"where the ending does not tell: {', '.join(ManifestFormat)}",
+    )
+    check.add_argument(
+        "--allow-empty", action="store_true", help="a manifest without rows is no error"
+    )
+    check.add_argument("--json", action="store_true", help="what was found, on standard output")
+    given = parser.parse_args(argv)
+    with Manifest(given.manifest, given.manifest_format, allow_empty=given.allow_empty) as manifest:
+        facts = manifest.check()
+    say(
+        f"{manifest.name}: {facts.rows:,} rows, {facts.distinct:,} to fetch, "
+        f"{facts.duplicates:,} repeated; "
+        f"other columns: {', '.join(facts.columns) or 'none'}"
+    )
+    for example in facts.duplicate_examples:
+        say(f"  {example}")
+    if given.json:
+        print(json.dumps(asdict(facts)))  # noqa: T201  what a program reads
+    return 0

@@ -1,0 +1,103 @@
+"""The options of a command, made from the fields of its settings: each is described once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, get_origin
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+from bulkfetch.logs import LogFormat, LogLevel
+from bulkfetch.progress import ProgressStyle
+from bulkfetch.settings import ENV_PREFIX, Option, Settings
+
+_OUTPUT = "what is shown"
+
+
+class DownloadSettings(Settings):
+    """The options of `download`: those of a run, and how it looks."""
+
+    progress: Annotated[ProgressStyle, Option(_OUTPUT, "STYLE")] = Field(
+        default=ProgressStyle.auto,
+        description=f"on standard error: {', '.join(ProgressStyle)}",
+    )
+    log_level: Annotated[LogLevel, Option(_OUTPUT, "LEVEL")] = Field(
+        default=LogLevel.warning, description=f"say this and worse: {', '.join(LogLevel)}"
+    )
+    log_format: Annotated[LogFormat, Option(_OUTPUT, "FORM")] = Field(
+        default=LogFormat.text, description=f"of log lines: {', '.join(LogFormat)}"
+    )
+    summary_as_json: Annotated[bool, Option(_OUTPUT)] = Field(
+        default=False, alias="json", description="the run's summary on standard output"
+    )
+
+
+def add_options(parser: argparse.ArgumentParser, settings_type: type[Settings]) -> None:
+    """Add an option for each field that is one; only those given end up in the namespace."""
+    groups: dict[str, Any] = {}
+    for name, field in settings_type.model_fields.items():
+        option = next((data for data in field.metadata if isinstance(data, Option)), None)
+        if option is None:
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        key = field.alias or name
+        flag = "--" + key.replace("_", "-")
+        flags = [option.short, flag] if option.short else [flag]
+        arguments: dict[str, Any] = {
+            "dest": key,
+            "default": argparse.SUPPRESS,
+            "help": f"{field.description}{_default(field)}".replace("%", "%%"),
+        }
+        if field.annotation is bool:
+            negative = flag.replace("--no-", "--", 1) if "--no-" in flag else f"--no-{flag[2:]}"
+            groups[option.group].add_argument(*flags, action="store_true", **arguments)
+            # To take back what the environment or the file says; not worth a line of help.
+            groups[option.group].add_argument(
+                negative,
+                dest=key,
+                action="store_false",
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+        else:
+            several = get_origin(field.annotation) is tuple
+            groups[option.group].add_argument(
+                *flags,
+                metavar=option.metavar,
+                action="append" if several else "store",
+                **arguments,
+            )
+
+
+def given_options(namespace: argparse.Namespace, *positional: str) -> Mapping[str, Any]:
+    """Return what the command line gave, without the positional arguments."""
+    return {name: value for name, value in vars(namespace).items() if name not in positional}
+
+
+def command_parser(
+    command: str, description: str, examples: Sequence[str]
+) -> argparse.ArgumentParser:
+    """Return a parser that looks like those of the other commands."""
+    return argparse.ArgumentParser(
+        prog=f"bulkfetch {command}",
+        description=description,
+        epilog="examples:\n" + "".join(f"  {example}\n" for example in examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+ENVIRONMENT_NOTE = (
+    f"Each option can be set as {ENV_PREFIX}<OPTION> in the environment, or as a key in --config "
+    "FILE;\nthe command line wins over the environment, that over the file."
+)
+
+
+def _default(field: FieldInfo) -> str:
+    default = field.get_default()
+    if default in (None, (), False) or field.is_required():
+        return ""
+    return f" [{default:g}]" if isinstance(default, float) else f" [{default}]"

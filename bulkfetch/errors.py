@@ -1,0 +1,175 @@
+"""What can go wrong, as a tree whose branches answer "what does the caller do now?".
+
+BulkfetchError
+├── ConfigurationError         correct the command line or the settings; nothing was fetched
+│   ├── ManifestError          correct the manifest: every bad row is named
+│   └── ArchiveMismatchError   choose another destination: this one is another account's
+├── CredentialsError           correct the credentials
+├── DestinationError           make room, get access, or wait for the other run
+├── UnreachableError           the API did not answer at all: nothing was fetched
+└── FetchError                 one patient or one image failed; the run goes on
+    ├── ConnectionFailedError  the host could not be reached, or hung up
+    ├── TimedOutError          connecting or reading took longer than `timeout`
+    ├── StatusError            an HTTP status that is not a success
+    ├── BadResponseError       the API's body is not what its contract says
+    ├── BadBodyError           the stored bytes are short, changed, empty, or no image at all
+    ├── SignedURLError         storage did not accept the signed URL: a new one is needed
+    ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
+    └── TooLargeError          the file is larger than `max_file_size`
+
+No message holds a URL's query, a token, or text that a server sent: see `bulkfetch.logs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+__all__ = [
+    "ArchiveMismatchError",
+    "BadBodyError",
+    "BadResponseError",
+    "BulkfetchError",
+    "ConfigurationError",
+    "ConnectionFailedError",
+    "CredentialsError",
+    "DestinationError",
+    "FetchError",
+    "HostDeniedError",
+    "ManifestError",
+    "SignedURLError",
+    "StatusError",
+    "TimedOutError",
+    "TooLargeError",
+    "UnreachableError",
+]
+
+
+class BulkfetchError(Exception):
+    """Every error that bulkfetch raises on purpose; `str()` of it is a sentence for the user."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class ConfigurationError(BulkfetchError):
+    """The command line, the settings or the manifest is wrong; nothing was fetched."""
+
+    exit_status = 2
+
+
+class ManifestError(ConfigurationError):
+    """The manifest cannot be used.
+
+    Attributes:
+        problems: one line for each bad row, with file and line number, in the file's order.
+    """
+
+    def __init__(self, message: str, problems: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *problems]))
+        self.problems = tuple(problems)
+
+
+class ArchiveMismatchError(ConfigurationError):
+    """The destination holds an archive of another API host, organization, layout or template."""
+
+
+class CredentialsError(BulkfetchError):
+    """The API refused the credentials."""
+
+    exit_status = 3
+
+
+class DestinationError(BulkfetchError):
+    """The destination cannot be used: not writable, full, or held by another run."""
+
+    exit_status = 4
+
+
+class UnreachableError(BulkfetchError):
+    """The API could not be reached for the first question, so nothing was begun."""
+
+
+class FetchError(BulkfetchError):
+    """One patient's query or one image's download failed; the others go on.
+
+    Attributes:
+        kind: a stable word for journals and scripts.
+        retryable: whether asking again may help.
+        retry_after_s: seconds the server asked to wait, or None where it did not say.
+    """
+
+    kind: ClassVar[str] = "failed"
+    retryable: bool = False
+    retry_after_s: float | None = None
+
+
+class ConnectionFailedError(FetchError):
+    """The host could not be reached, or the connection broke."""
+
+    kind = "connection"
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class TimedOutError(FetchError):
+    """Nothing came for `timeout` seconds."""
+
+    kind = "timeout"
+    retryable = True
+
+
+class StatusError(FetchError):
+    """The server answered with a status that is not a success.
+
+    408, 425, 429 and 5xx (but 501 and 505) may pass, and are retryable; the others are an answer.
+    """
+
+    kind = "status"
+
+    def __init__(self, message: str, status: int, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.retryable = status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
+
+
+class BadResponseError(FetchError):
+    """The API answered 200 with a body that is not what its contract says.
+
+    A body that is not JSON (a proxy's page, a body cut short) is retryable; JSON of another shape
+    is not.
+    """
+
+    kind = "bad_response"
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class BadBodyError(FetchError):
+    """The bytes that storage sent are not the whole, unchanged image."""
+
+    kind = "bad_body"
+    retryable = True
+
+
+class SignedURLError(FetchError):
+    """Storage answered 400, 401 or 403: the signed URL is expired or was never good."""
+
+    kind = "signed_url"
+    retryable = True
+
+
+class HostDeniedError(FetchError):
+    """The signed URL names a host that bulkfetch may not talk to; nothing was sent."""
+
+    kind = "host_denied"
+
+
+class TooLargeError(FetchError):
+    """The file is larger than `max_file_size`."""
+
+    kind = "too_large"

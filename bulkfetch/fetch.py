@@ -1,0 +1,221 @@
+"""One image: what a plan asks for, done; the signed URL's bytes staged, proved and published."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from weakref import WeakValueDictionary
+
+from bulkfetch._version import __version__
+from bulkfetch.api import API
+from bulkfetch.archive import Archive
+from bulkfetch.body import EXTENSIONS, Body, media_type_of
+from bulkfetch.errors import FetchError, SignedURLError
+from bulkfetch.models import (
+    UPLOADED,
+    FileInfo,
+    ImageOutcome,
+    ImageRecord,
+    ManifestRow,
+    Requested,
+    Sidecar,
+    SidecarOutcome,
+    Source,
+)
+from bulkfetch.plan import Action, Item, Place
+from bulkfetch.retry import Retry
+from bulkfetch.settings import Settings
+from bulkfetch.transport import Transport
+
+# An image whose record changes again and again while it is fetched is left for the next run.
+_MOVES_AT_MOST = 3
+
+log = logging.getLogger(__name__)
+
+Planner = Callable[[Sequence[ImageRecord], ManifestRow], Awaitable[list[Item]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a sidecar says about the bytes."""
+
+    file: FileInfo
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one image ended; `item` is as it was in the end."""
+
+    outcome: ImageOutcome
+    item: Item
+    size_bytes: int = 0
+    error: FetchError | None = None
+
+
+class MovedError(FetchError):
+    """The image's record changed since it was listed; `record` is how it is now."""
+
+    kind = "moved"
+
+    def __init__(self, record: ImageRecord) -> None:
+        super().__init__("the image's record changes again and again: run once more")
+        self.record = record
+
+
+class Downloader:
+    """Does what items ask for.
+
+    `planner` decides anew about a record that changed meanwhile, or that another task worked on.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        api: API,
+        archive: Archive,
+        retry: Retry,
+        settings: Settings,
+        *,
+        run_id: str,
+        planner: Planner,
+    ) -> None:
+        self._transport = transport
+        self._api = api
+        self._archive = archive
+        self._retry = retry
+        self._settings = settings
+        self._run_id = run_id
+        self._planner = planner
+        self._places: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+
+    async def __call__(self, item: Item) -> Ended:
+        """Do what an item asks for, following its record where that moves meanwhile.
+
+        After a failure or cancellation nothing half-made is left on disk.
+
+        Raises:
+            FetchError: the image could not be had.
+            DestinationError: the archive cannot be written.
+        """
+        for moves_left in reversed(range(_MOVES_AT_MOST)):
+            try:
+                async with self._alone(item) as current:
+                    return await self._perform(current)
+            except MovedError as moved:
+                if not moves_left:
+                    raise
+                log.info("image %s changed while it was fetched", item.record.id)
+                (item,) = await self._planner([moved.record], item.row)
+        raise AssertionError("the last move raises")
+
+    @asynccontextmanager
+    async def _alone(self, item: Item) -> AsyncIterator[Item]:
+        """Let one task at a time work at a place: two rows may list the same image."""
+        lock = self._places.setdefault(item.place, asyncio.Lock())
+        waits = lock.locked()
+        async with lock:
+            yield (await self._planner([item.record], item.row))[0] if waits else item
+
+    async def _perform(self, item: Item) -> Ended:
+        if (outcome := without_work(item)) is not None:
+            return Ended(outcome, item)
+        if self._settings.dry_run:
+            wanted = item.action is Action.fetch
+            return Ended(ImageOutcome.downloaded if wanted else _noted(item), item)
+        if item.damage:
+            log.warning("image %s: %s: moved to quarantine", item.record.id, item.damage)
+            await self._archive.quarantine(item.place)
+        if item.action is Action.note:
+            await self._archive.note(item.place, item.revision, self._sidecar(item, None))
+            return Ended(_noted(item), item)
+        fetched = await self._fetch_with_retries(item)
+        return Ended(ImageOutcome.downloaded, item, fetched.file.size)
+
+    async def _fetch_with_retries(self, item: Item) -> Fetched:
+        record = item.record
+        renew = False
+
+        async def attempt() -> Fetched:
+            nonlocal record, renew
+            if renew:
+                now = await self._api.image(record.id)
+                if (now.version, now.status) != (record.version, record.status):
+                    raise MovedError(now)
+                record, renew = now, False
+            try:
+                return await self._fetch(record, item)
+            except SignedURLError:
+                renew = True
+                raise
+
+        return await self._retry(f"image {record.id}", attempt)
+
+    async def _fetch(self, record: ImageRecord, item: Item) -> Fetched:
+        if record.signed_url is None or not (url := record.signed_url.get_secret_value()):
+            raise SignedURLError("the record has no signed URL")
+        async with (
+            self._transport.open_signed(url) as answer,
+            self._archive.stage(item.place) as stage,
+        ):
+            body = Body(answer, self._settings.max_file_size)
+            async for part in answer.parts():
+                for piece in body.take(part):
+                    await stage.write(piece)
+            source = body.finish()
+            media_type = media_type_of(body.head, record.file_type)
+            file = FileInfo(
+                path=item.place.file(EXTENSIONS.get(media_type, "bin")),
+                size=body.size,
+                sha256=body.sha256.hexdigest(),
+                media_type=media_type,
+                declared_type=record.file_type,
+            )
+            fetched = Fetched(file, source)
+            sidecar = self._sidecar(item, fetched)
+            await self._archive.publish(stage, file.path, item.revision, sidecar)
+        return fetched
+
+    def _sidecar(self, item: Item, fetched: Fetched | None) -> Sidecar:
+        record, row = item.record, item.row
+        kept = fetched or item.held
+        file = kept.file if kept else None
+        return Sidecar(
+            schema_version=1,
+            image_id=record.id,
+            patient_id=record.patient.id if record.patient else row.patient_id,
+            coverage_id=record.coverage.id if record.coverage else row.coverage_id,
+            version=record.version,
+            status=record.status,
+            deactivated=record.deactivated,
+            outcome=SidecarOutcome.downloaded if file else SidecarOutcome.not_uploaded,
+            file=file,
+            source=kept.source if kept else None,
+            record=record.for_sidecar(),
+            requested=Requested(patient_id=row.patient_id, coverage_id=row.coverage_id),
+            manifest=dict(row.extra) or None,
+            fetched_at=datetime.now(UTC),
+            run_id=self._run_id,
+            bulkfetch_version=__version__,
+        )
+
+
+def without_work(item: Item) -> ImageOutcome | None:
+    """Return the outcome of an item that asks for nothing, None for any other."""
+    if item.action is Action.leave_out:
+        return ImageOutcome.filtered
+    if item.action is Action.keep:
+        return ImageOutcome.unchanged if item.record.status == UPLOADED else _noted(item)
+    return None
+
+
+def _noted(item: Item) -> ImageOutcome:
+    """The outcome of an item that has a sidecar and, this time, no file to fetch."""
+    held = item.held
+    if held is not None and held.outcome is SidecarOutcome.downloaded:
+        return ImageOutcome.unchanged
+    return ImageOutcome.not_uploaded

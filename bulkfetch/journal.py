@@ -1,0 +1,189 @@
+"""The record of a run: a line an event, what failed as a manifest, and the sums at the end.
+
+Nothing here holds a name, a note or a signed URL; only a failures file carries the manifest's own
+columns, since it is a manifest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bulkfetch.archive.files import FILE_MODE, named
+from bulkfetch.errors import FetchError
+from bulkfetch.logs import redact
+from bulkfetch.models import (
+    ImageOutcome,
+    ImageSums,
+    ManifestRow,
+    PatientState,
+    PatientSums,
+)
+
+_FULL_BYTES = 2**16
+
+
+class Tally:
+    """The sums of a run while it goes on."""
+
+    def __init__(self, patients: int) -> None:
+        self.total = patients
+        self.patients: Counter[PatientState] = Counter()
+        self.images: Counter[ImageOutcome] = Counter()
+        self.listed = 0
+        self.bytes = 0
+
+    @property
+    def done(self) -> int:
+        """Patients that have ended, one way or another."""
+        return self.patients.total()
+
+    def patient_sums(self) -> PatientSums:
+        """The patients by state; those that the run never came to are `not_reached`."""
+        ended = dict(self.patients)
+        ended[PatientState.not_reached] = (
+            self.patients[PatientState.not_reached] + self.total - self.done
+        )
+        return PatientSums(total=self.total, **{state.value: n for state, n in ended.items()})
+
+    def image_sums(self) -> ImageSums:
+        """The images by outcome."""
+        return ImageSums(
+            listed=self.listed, **{outcome.value: n for outcome, n in self.images.items()}
+        )
+
+
+class Appender:
+    """Lines on their way to the end of a file, private to its owner; made at the first line.
+
+    Lines are gathered in memory and written by `flush`, which `add` never waits for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._pending: list[str] = []
+        self._pending_size = 0
+        self._turn = asyncio.Lock()
+
+    def add(self, line: str) -> None:
+        """Take a whole line, with its end."""
+        self._pending.append(line)
+        self._pending_size += len(line)
+
+    async def drain(self) -> None:
+        """Wait until few lines are pending, so that they never fill the memory.
+
+        Raises:
+            DestinationError: they cannot be written.
+        """
+        if self._pending_size >= _FULL_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is pending.
+
+        Raises:
+            DestinationError: it cannot be written.
+        """
+        async with self._turn:
+            if self._pending:
+                with named(str(self._path)):
+                    await asyncio.to_thread(self._write, self._take(), durable=False)
+
+    def close(self, *, durable: bool) -> None:
+        """Write what is pending, and with `durable` wait for the disk.
+
+        Raises:
+            DestinationError: it cannot be written.
+        """
+        with named(str(self._path)):
+            if self._pending or (durable and self._path.exists()):
+                self._write(self._take(), durable=durable)
+
+    def _take(self) -> str:
+        text = "".join(self._pending)
+        self._pending.clear()
+        self._pending_size = 0
+        return text
+
+    def _write(self, text: str, *, durable: bool) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        with os.fdopen(os.open(self._path, flags, FILE_MODE), "ab") as file:
+            # A lone surrogate becomes an escape, which is how JSON writes it.
+            file.write(text.encode("utf-8", "backslashreplace"))
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+
+
+class Journal:
+    """What a run writes about itself: `journal.jsonl` and `failures.csv`.
+
+    The failures file has the manifest's own columns, so that it is a manifest of what to try again,
+    and says in `bulkfetch_*` columns, which `download` ignores, what went wrong.
+    """
+
+    def __init__(self, directory: Path, columns: Sequence[str]) -> None:
+        self._lines = Appender(directory / "journal.jsonl")
+        self._failures = Appender(directory / "failures.csv")
+        self._columns = columns
+        self.failures_path = directory / "failures.csv"
+        self._failed_before = False
+
+    def event(self, event: str, **fields: object) -> None:
+        """Note that something happened; None fields are left out."""
+        told = {name: value for name, value in fields.items() if value is not None}
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"event": event, "at": at, **told}, ensure_ascii=False, default=str)
+        self._lines.add(f"{line}\n")
+
+    def failure(self, row: ManifestRow, error: FetchError, images: Sequence[str]) -> None:
+        """Add a manifest row that failed; `images` are the IDs of its images that did."""
+        own = {"patient_id": row.patient_id, "coverage_id": row.coverage_id, **row.extra}
+        names = ("patient_id", "coverage_id", *self._columns)
+        if not self._failed_before:
+            self._failed_before = True
+            told = ("bulkfetch_kind", "bulkfetch_error", "bulkfetch_images")
+            self._failures.add(_csv_line([*names, *told]))
+        cells = [_cell(own.get(name)) for name in names]
+        self._failures.add(_csv_line([*cells, error.kind, redact(str(error)), " ".join(images)]))
+
+    async def drain(self) -> None:
+        """Wait until few lines are pending."""
+        await self._lines.drain()
+        await self._failures.drain()
+
+    async def flush(self) -> None:
+        """Write what is pending, so that others can read it."""
+        await self._lines.flush()
+        await self._failures.flush()
+
+    def close(self, *, durable: bool) -> None:
+        """Write all that is pending."""
+        self._lines.close(durable=durable)
+        self._failures.close(durable=durable)
+
+
+def error_fields(error: FetchError | None) -> Mapping[str, str]:
+    """What a journal line says of an error."""
+    return {} if error is None else {"kind": error.kind, "error": redact(str(error))}
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    # It quotes the characters of the line's end that it is told, and a lone "\r" ends a line too.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"

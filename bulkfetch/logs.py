@@ -1,0 +1,82 @@
+"""Log lines on standard error, as text or JSON, with every secret taken out on the way.
+
+All that bulkfetch shows or writes of an error's text passes `redact`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from tqdm import tqdm
+
+HIDDEN = "[hidden]"
+_QUERY = re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*")
+_USER = re.compile(r"(?i)(https?://)[^\s/?#\"'<>]+@")
+# A value in quotes may hold anything; one without ends where the next begins.
+_CREDENTIAL = re.compile(
+    r"(?i)(\bbearer\s+|(?:signature|credential|googleaccessid|access_token|client_secret)"
+    r"[\"']?\s*(?:[:=]|%3d)\s*)"
+    r"(?:\"(?:\\.|[^\"\\])*\"?|'(?:\\.|[^'\\])*'?|[^\s&\"',}]+)"
+)
+# A JSON Web Token, wherever it stands: three dotted parts, the first of which is `{"` in base64.
+_JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
+
+
+class LogLevel(StrEnum):
+    """How much is said: a level takes in those after it."""
+
+    debug = "debug"
+    info = "info"
+    warning = "warning"
+    error = "error"
+
+
+class LogFormat(StrEnum):
+    """How a line looks."""
+
+    text = "text"
+    json = "json"
+
+
+def redact(text: str) -> str:
+    """Return the text without signed URLs' queries, tokens and credentials."""
+    text = _QUERY.sub(rf"\1?{HIDDEN}", text)
+    text = _USER.sub(rf"\1{HIDDEN}@", text)
+    text = _CREDENTIAL.sub(rf"\1{HIDDEN}", text)
+    return _JWT.sub(HIDDEN, text)
+
+
+def configure(level: LogLevel, log_format: LogFormat) -> None:
+    """Send bulkfetch's log lines to standard error, above the progress bar where there is one."""
+    handler = _AboveTheBar()
+    handler.setFormatter(_JSONLines() if log_format is LogFormat.json else _TextLines())
+    logger = logging.getLogger("bulkfetch")
+    logger.handlers = [handler]
+    logger.setLevel(level.upper())
+    logger.propagate = False
+
+
+class _AboveTheBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _TextLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+class _JSONLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        return json.dumps(line, ensure_ascii=False)

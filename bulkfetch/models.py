@@ -1,0 +1,237 @@
+"""What walks through the pipeline: manifest rows, the API's records, sidecars, outcomes, sums.
+
+Every model is frozen. Unknown fields of the API's records are kept, and unknown statuses, sides
+and file types are plain text, since the API may add to them at any time.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+)
+
+SCHEMA_VERSION: Literal[1] = 1
+UPLOADED = "UPLOADED"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ManifestRow(_Frozen):
+    """One line of a manifest: whom to ask for, and the columns that are carried along.
+
+    At least one of the two IDs is set; neither is empty nor holds control characters.
+    `line` is the 1-based line in a text manifest (of the row's first line), or the 1-based row
+    of a Parquet one.
+    """
+
+    line: int
+    patient_id: str | None = None
+    coverage_id: str | None = None
+    extra: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> tuple[str | None, str | None]:
+        """What makes two rows the same question."""
+        return self.patient_id, self.coverage_id
+
+    @property
+    def label(self) -> str:
+        """The IDs, for a message."""
+        named = (("patient", self.patient_id), ("coverage", self.coverage_id))
+        return ", ".join(f"{what} {identity}" for what, identity in named if identity)
+
+
+class _FromAPI(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class CoverageLink(_FromAPI):
+    """An image's association to a coverage; `side` is FRONT, BACK, or what the API adds."""
+
+    id: StrictStr = Field(min_length=1)
+    side: StrictStr | None = None
+
+
+class PatientLink(_FromAPI):
+    """An image's association to a patient; `notes` are a person's words."""
+
+    id: StrictStr = Field(min_length=1)
+    notes: StrictStr | None = Field(default=None, repr=False)
+
+
+def _timestamp(text: str) -> str:
+    datetime.fromisoformat(text)
+    return text
+
+
+Timestamp = Annotated[StrictStr, AfterValidator(_timestamp)]
+"""An ISO 8601 time, kept letter for letter as it was sent."""
+
+
+class ImageRecord(_FromAPI):
+    """One image as the API lists it.
+
+    `signed_url` is a credential that can read and upload; it is None where the API gave none. It
+    is never part of a sidecar, a journal or a message.
+    """
+
+    id: StrictStr = Field(min_length=1)
+    version: StrictInt
+    status: StrictStr = Field(min_length=1)
+    deactivated: StrictBool = False
+    updated_at: Timestamp | None = None
+    organization_id: StrictStr | None = None
+    display_name: StrictStr | None = Field(default=None, repr=False)
+    file_name: StrictStr | None = Field(default=None, repr=False)
+    file_type: StrictStr | None = None
+    signed_url: SecretStr | None = None
+    coverage: CoverageLink | None = None
+    patient: PatientLink | None = None
+
+    @property
+    def updated(self) -> datetime | None:
+        """When the image was last updated; UTC where no zone was sent."""
+        if self.updated_at is None:
+            return None
+        moment = datetime.fromisoformat(self.updated_at)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+    def for_sidecar(self) -> dict[str, Any]:
+        """The record as the API sent it, unknown fields too, without the signed URL."""
+        return self.model_dump(mode="json", exclude={"signed_url"}, exclude_unset=True)
+
+
+class Coverage(_FromAPI):
+    """One coverage of a patient: only its ID matters here."""
+
+    id: StrictStr = Field(min_length=1)
+
+
+class FileInfo(_Frozen):
+    """The image's file: `path` is relative to the sidecar, `size` in bytes, `sha256` in hex.
+
+    `media_type` is what the bytes are; `declared_type` is what the API said they are.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    media_type: str
+    declared_type: str | None
+
+
+class Source(_Frozen):
+    """Where the bytes came from, as storage said it: host, generation, digests in base64."""
+
+    host: str
+    generation: str | None
+    md5: str | None
+    crc32c: str | None
+
+
+class Requested(_Frozen):
+    """What was asked for: the IDs of the manifest row."""
+
+    patient_id: str | None
+    coverage_id: str | None
+
+
+class SidecarOutcome(StrEnum):
+    """What a sidecar stands for: a whole file, or an image that has none yet."""
+
+    downloaded = "downloaded"
+    not_uploaded = "not_uploaded"
+
+
+class Sidecar(_Frozen):
+    """The JSON beside an image, written last: if it is there, the image is whole."""
+
+    schema_version: Literal[1]
+    image_id: str
+    patient_id: str | None
+    coverage_id: str | None
+    version: int
+    status: str
+    deactivated: bool
+    outcome: SidecarOutcome
+    file: FileInfo | None
+    source: Source | None
+    record: dict[str, Any] = Field(repr=False)
+    requested: Requested
+    manifest: dict[str, Any] | None = Field(repr=False)
+    fetched_at: datetime
+    run_id: str
+    bulkfetch_version: str
+
+
+class PatientState(StrEnum):
+    """How a manifest row ended; each ends in exactly one."""
+
+    complete = "complete"
+    empty = "empty"
+    failed = "failed"
+    not_reached = "not_reached"
+
+
+class ImageOutcome(StrEnum):
+    """How a listed image ended; each ends in exactly one."""
+
+    downloaded = "downloaded"
+    unchanged = "unchanged"
+    not_uploaded = "not_uploaded"
+    filtered = "filtered"
+    failed = "failed"
+    not_reached = "not_reached"
+
+
+class PatientSums(_Frozen):
+    """Manifest rows by their state, the same patient counted once."""
+
+    total: int = 0
+    complete: int = 0
+    empty: int = 0
+    failed: int = 0
+    not_reached: int = 0
+
+
+class ImageSums(_Frozen):
+    """Images by their outcome; `listed` is the sum of the rest."""
+
+    listed: int = 0
+    downloaded: int = 0
+    unchanged: int = 0
+    not_uploaded: int = 0
+    filtered: int = 0
+    failed: int = 0
+    not_reached: int = 0
+
+
+class Summary(_Frozen):
+    """What a run did; the sums balance."""
+
+    run_id: str
+    started_at: datetime
+    finished_at: datetime
+    seconds: float
+    interrupted: bool
+    exit_code: int
+    dry_run: bool = False
+    patients: PatientSums
+    images: ImageSums
+    bytes: int
+    retries: int
+    duplicate_rows: int = 0
+    bulkfetch_version: str

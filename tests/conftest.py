@@ -1,0 +1,161 @@
+"""What the tests share: a simulator that serves, and the real command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bulkfetch.simulator import Simulator, SimulatorConfig
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("BULKFETCH_") or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+@contextmanager
+def serving(config: SimulatorConfig) -> Iterator[Simulator]:
+    """Serve a simulator from a thread of its own, so that blocking tests can talk to it."""
+    simulator = Simulator(config)
+    started, stop = threading.Event(), asyncio.Event()
+    loop = asyncio.new_event_loop()
+
+    async def serve() -> None:
+        async with simulator:
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    try:
+        assert started.wait(10)
+        yield simulator
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+Serve = Callable[..., Simulator]
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """Start simulators, each by the fields of its config, until the test ends."""
+    with ExitStack() as stack:
+
+        def start(**fields: Any) -> Simulator:
+            config = SimulatorConfig(**{"patients": 12, "record_requests": True, **fields})
+            return stack.enter_context(serving(config))
+
+        yield start
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The summary that `--json` printed."""
+        answer = json.loads(self.out)
+        assert isinstance(answer, dict)
+        return answer
+
+
+def credentials(simulator: Simulator) -> dict[str, str]:
+    """The environment that points the command at a simulator."""
+    return {
+        "BULKFETCH_API_URL": simulator.api_url,
+        "BULKFETCH_CLIENT_ID": simulator.config.client_id,
+        "BULKFETCH_CLIENT_SECRET": simulator.config.client_secret,
+    }
+
+
+def start_bulkfetch(
+    arguments: Sequence[str | Path],
+    environment: Mapping[str, str],
+    cwd: Path | None = None,
+    within: Sequence[str] = (),
+) -> subprocess.Popen[bytes]:
+    """Start the real command as a process, by way of another command if one is given."""
+    return subprocess.Popen(
+        [*within, sys.executable, "-W", "error", "-m", "bulkfetch", *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+        cwd=cwd,
+    )
+
+
+def bulkfetch(
+    *arguments: str | Path,
+    environment: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+    cwd: Path | None = None,
+    within: Sequence[str] = (),
+) -> Result:
+    """Run the real command as a process, and return what it did."""
+    with start_bulkfetch(arguments, environment or {}, cwd, within) as process:
+        out, err = process.communicate(stdin, timeout=60)
+    return Result(process.returncode, out.decode(), err.decode())
+
+
+def download(
+    simulator: Simulator,
+    manifest: Path,
+    out: Path,
+    *options: str | Path,
+    within: Sequence[str] = (),
+) -> Result:
+    """Run the main job against a simulator."""
+    return bulkfetch(
+        "download",
+        manifest,
+        "--out",
+        out,
+        "--json",
+        "--progress=none",
+        *options,
+        environment=credentials(simulator),
+        within=within,
+    )
+
+
+def write_manifest(path: Path, patient_ids: Sequence[str]) -> Path:
+    """Write a CSV manifest."""
+    path.write_text("\n".join(["patient_id", *patient_ids]) + "\n", encoding="utf-8")
+    return path
+
+
+def sidecars(archive: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Every image's state in an archive, by ID and version: its highest sidecar revision."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for path in sorted(archive.glob("[!.]*/*.json"), key=_revision):
+        sidecar = json.loads(path.read_bytes())
+        sidecar["_path"] = path
+        found[sidecar["image_id"], sidecar["version"]] = sidecar
+    return found
+
+
+def _revision(path: Path) -> int:
+    last = path.stem.rpartition(".")[2]
+    return int(last[1:]) if last.startswith("r") and last[1:].isdigit() else 1

@@ -1,0 +1,213 @@
+"""The command line around the main job: help, version, demo, simulate, progress, samples."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import pytest
+
+import bulkfetch as package
+from bulkfetch.cli import COMMANDS
+from bulkfetch.cli.options import DownloadSettings
+from tests.conftest import (
+    Serve,
+    bulkfetch,
+    credentials,
+    download,
+    start_bulkfetch,
+    write_manifest,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_version_answers() -> None:
+    result = bulkfetch("--version")
+    assert (result.status, result.out) == (0, f"bulkfetch {package.__version__}\n")
+
+
+def test_help_lists_every_command_and_each_has_help_with_an_example() -> None:
+    overview = bulkfetch("--help")
+    assert overview.status == 0
+    for command in COMMANDS:
+        assert f"  {command} " in overview.out
+        text = bulkfetch(command, "--help")
+        assert text.status == 0
+        assert "example" in text.out
+        assert f"bulkfetch {command}" in text.out.partition("example")[2]
+
+
+def test_help_of_download_names_every_setting() -> None:
+    text = bulkfetch("download", "--help").out
+    for name, field in DownloadSettings.model_fields.items():
+        option = "--" + (field.alias or name).replace("_", "-")
+        secret = name.startswith(("client_", "token"))
+        assert (option in text) != secret, option
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    program = (
+        "import sys; from bulkfetch.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'aiohttp', 'pydantic', 'tqdm', 'asyncio'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert result.stdout.splitlines()[-1] == b"[]"
+
+
+def test_the_public_names_are_there_and_no_others() -> None:
+    for name in package.__all__:
+        assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        package.nothing  # noqa: B018  the look-up is the test
+
+
+def test_demo_makes_an_archive_and_the_second_time_all_is_unchanged(tmp_path: Path) -> None:
+    first = bulkfetch("demo", "--patients", "20", cwd=tmp_path)
+    assert first.status == 0, first.err
+    assert '"schema_version": 1' in first.err
+    assert "Next:" in first.err
+    assert (tmp_path / "bulkfetch-demo" / "patients.csv").exists()
+    downloaded = re.search(r"downloaded +(\d+)", first.err)
+    assert downloaded
+    second = bulkfetch("demo", "--patients", "20", cwd=tmp_path)
+    assert re.search(r"downloaded +0\n", second.err)
+    assert re.search(rf"unchanged +{downloaded[1]}\n", second.err)
+
+
+def test_simulate_serves_until_stopped_and_writes_a_manifest(tmp_path: Path) -> None:
+    manifest = tmp_path / "all.csv"
+    process = start_bulkfetch(
+        ["simulate", "--patients", "5", "--manifest", manifest, "--fault", "storage:503x1"], {}
+    )
+    assert process.stdout
+    where = json.loads(process.stdout.readline())
+    environment = {
+        "BULKFETCH_API_URL": where["api_url"],
+        "BULKFETCH_CLIENT_ID": "simulator-demo-client",
+        "BULKFETCH_CLIENT_SECRET": "simulator-demo-secret",
+    }
+    result = bulkfetch(
+        "download", manifest, "--out", tmp_path / "archive", "--json", environment=environment
+    )
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "Ctrl-C stops" in err.decode()
+    assert result.status == 0
+    assert result.summary["patients"]["total"] == 5
+    assert result.summary["retries"] == result.summary["images"]["downloaded"]
+
+
+@pytest.mark.parametrize("fault", ["storage:nonsense", "nowhere:503", "storage"])
+def test_simulate_refuses_a_fault_that_is_none(fault: str) -> None:
+    result = bulkfetch("simulate", "--fault", fault)
+    assert result.status == 2
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.name for p in (ROOT / "manifests").iterdir() if p.suffix != ".md")
+)
+def test_each_sample_manifest_works_and_the_broken_one_names_its_lines(
+    serve: Serve, tmp_path: Path, name: str
+) -> None:
+    simulator = serve(patients=200)
+    result = download(simulator, ROOT / "manifests" / name, tmp_path / "archive")
+    if name == "broken.csv":
+        assert result.status == 2
+        for line in (3, 4, 5, 6):
+            assert f"broken.csv:{line}:" in result.err
+        return
+    assert result.status == 0, result.err
+    assert result.summary["images"]["listed"] > 0
+
+
+def test_manifest_check_counts_rows_without_any_network(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path / "m.csv", ["p-1", "p-2", "p-1"])
+    result = bulkfetch("manifest", "check", path, "--json")
+    assert result.status == 0
+    assert json.loads(result.out)["distinct"] == 2
+    assert f"{path}:4 repeats line 2" in result.err
+
+
+def test_the_sample_configuration_file_holds_every_option_with_its_default() -> None:
+    text = (ROOT / "bulkfetch.toml").read_text(encoding="utf-8")
+    for name, field in DownloadSettings.model_fields.items():
+        if name.startswith(("client_", "token")) or name == "config":
+            continue
+        assert re.search(rf"^# ?{field.alias or name} = ", text, re.MULTILINE), name
+
+
+def test_a_bar_is_drawn_on_a_terminal_and_log_lines_stand_whole_above_it(
+    serve: Serve, tmp_path: Path
+) -> None:
+    simulator = serve(patients=60, storage_latency_s=0.1)
+    ids = list(simulator.patient_ids())
+    merged = [p for p in ids if simulator.expected_images(p)]
+    for old, new in zip(merged[::4], merged[1::4], strict=False):
+        simulator.merge_patient(old, new)
+    manifest = write_manifest(tmp_path / "patients.csv", ids)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bulkfetch", "download", manifest, "-o", tmp_path / "archive",
+         "--download-concurrency=4"],
+        stderr=theirs, env={**os.environ, **credentials(simulator)},
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        shown += part
+    os.close(ours)
+    assert process.wait(20) == 0
+    text = shown.decode()
+    drawn = [line for line in re.split(r"[\r\n]+", text) if "/60 patients" in line]
+    assert len(drawn) > 3
+    assert all(len(line) <= 80 for line in drawn)
+    warnings = [line for line in re.split(r"[\r\n]+", text) if "kept under that one" in line]
+    assert warnings
+    assert all(line.startswith("warning: patient ") for line in warnings)
+
+
+def test_without_a_terminal_progress_is_plain_lines_and_none_is_none(
+    serve: Serve, tmp_path: Path
+) -> None:
+    simulator = serve(patients=150, storage_latency_s=0.5)
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    for style, wanted in (("auto", True), ("none", False)):
+        result = bulkfetch(
+            "download", manifest, "--out", tmp_path / style, f"--progress={style}",
+            environment=credentials(simulator),
+        )  # fmt: skip
+        assert result.status == 0
+        assert (
+            re.search(r"^\d+/150 patients, .* left, ", result.err, re.MULTILINE) is not None
+        ) == wanted
+        assert "\r" not in result.err
+
+
+def test_log_lines_are_json_on_request(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(faults=())
+    old, new = [p for p in simulator.patient_ids() if simulator.expected_images(p)][:2]
+    simulator.merge_patient(old, new)
+    manifest = write_manifest(tmp_path / "patients.csv", [old])
+    result = download(
+        simulator, manifest, tmp_path / "archive", "--log-format=json", "--log-level=debug"
+    )
+    lines = [json.loads(line) for line in result.err.splitlines() if line.startswith("{")]
+    assert any(line["level"] == "warning" and new in line["message"] for line in lines)
