@@ -9,7 +9,9 @@ Each method is a single try; `bulkfetch.retry` decides about another.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -28,6 +30,7 @@ RENEW_BEFORE_S = 60.0
 # Once a token was taken, a 401 is answered with a new one; so many new ones refused in a row mean
 # that the account is closed to us.
 REFUSALS_AT_MOST = 3
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +219,8 @@ def _parse(shape: TypeAdapter[T], body: bytes, what: str) -> T:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
     if problem["type"] == "json_invalid":
+        if (mended := _mended(body)) is not None:
+            return _parse(shape, mended, what)
         raise BadResponseError(
             f"{what} answered with something that is not JSON (a proxy's page, or a body cut "
             "short)",
@@ -226,3 +231,16 @@ def _parse(shape: TypeAdapter[T], body: bytes, what: str) -> T:
     raise BadResponseError(
         f"{what} answered with JSON of another shape: {where}: {problem['type']}", retryable=False
     )
+
+
+def _mended(body: bytes) -> bytes | None:
+    """Return JSON without halves of surrogate pairs, None where it has none or is no JSON.
+
+    A name that was cut through the middle of an emoji has one, and costs no image.
+    """
+    try:
+        text = json.dumps(json.loads(body), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return None
+    whole = _HALF_PAIR.sub("\ufffd", text)
+    return None if whole == text else whole.encode()

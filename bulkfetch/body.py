@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 
@@ -16,6 +17,7 @@ import filetype
 import google_crc32c
 from multidict import MultiMapping
 
+from bulkfetch.archive import Kept, Mark
 from bulkfetch.errors import BadBodyError, TooLargeError
 from bulkfetch.models import Source
 from bulkfetch.transport import Answer
@@ -48,11 +50,17 @@ class Body:
         head: the first of these, enough to tell what they are.
     """
 
-    def __init__(self, answer: Answer, max_file_size: int | None) -> None:
+    def __init__(
+        self, answer: Answer, max_file_size: int | None, *, expected: Mark | None = None
+    ) -> None:
+        """Begin with an answer's head; `expected` is what the whole of a continued part is."""
         self._headers = answer.headers
         self._host = answer.host
         self._limit = max_file_size
         self._expected = _hashes(answer.headers)
+        if expected is not None:
+            told = {"crc32c": expected.crc32c, "md5": expected.md5}
+            self._expected = {k: base64.b64decode(v) for k, v in told.items() if v is not None}
         self._md5 = hashlib.md5(usedforsecurity=False) if "md5" in self._expected else None
         self._crc32c = google_crc32c.Checksum()
         self._stored_size = 0
@@ -127,6 +135,45 @@ def media_type_of(head: bytes, declared: str | None) -> str:
     return UNKNOWN_TYPE
 
 
+def is_declared(media_type: str, declared: str | None) -> bool:
+    """Tell whether bytes are what they were said to be, as far as anything was said.
+
+    People write `image/jpg`, `JPEG` or `.pdf`, and mean what everybody thinks they do.
+    """
+    if not declared:
+        return True
+    words = {word for word in re.split(r"[^a-z0-9]+", declared.lower()) if word}
+    names = {media_type.rpartition("/")[2], EXTENSIONS.get(media_type, "bin")}
+    aliases = {"jpg": "pjpeg", "tif": "tiff", "heic": "heif", "bmp": "ms"}
+    return bool(words & (names | {aliases[name] for name in names if name in aliases}))
+
+
+def mark_of(headers: MultiMapping[str]) -> Mark | None:
+    """Say which object a body is of, or None where a part of it could not be continued.
+
+    That takes an ETag that compares byte for byte (RFC 9110, section 8.8.3), the whole's length
+    and a digest, and no encoding to be undone.
+    """
+    etag, total = headers.get("ETag", ""), _whole_number(headers, "Content-Length")
+    hashes = _hashes(headers)
+    crc32c, md5 = _text(hashes.get("crc32c")), _text(hashes.get("md5"))
+    if not etag.startswith('"') or total is None or not (crc32c or md5) or _gunzip_for(headers):
+        return None
+    generation = headers.get("x-goog-generation")
+    return Mark(etag=etag, generation=generation, total=total, crc32c=crc32c, md5=md5)
+
+
+def continues(headers: MultiMapping[str], kept: Kept) -> bool:
+    """Tell whether a 206 is the rest of a kept part: same object, same length, right place."""
+    mark = kept.mark
+    return (
+        headers.get("Content-Range", "").strip()
+        == f"bytes {kept.size}-{mark.total - 1}/{mark.total}"
+        and headers.get("ETag", "") == mark.etag
+        and headers.get("x-goog-generation") in (None, mark.generation)
+    )
+
+
 class _Gunzip:
     """Undoes a stored gzip encoding, of one member or several, in pieces of bounded size."""
 
@@ -170,6 +217,8 @@ def _hashes(headers: MultiMapping[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for entry in ",".join(headers.getall("x-goog-hash", [])).split(","):
         name, _, value = entry.strip().partition("=")
+        if not value:
+            continue
         try:
             found[name.lower()] = base64.b64decode(value, validate=True)
         except ValueError:

@@ -14,6 +14,8 @@ BulkfetchError
     ├── BadResponseError       the API's body is not what its contract says
     ├── BadBodyError           the stored bytes are short, changed, empty, or no image at all
     ├── SignedURLError         storage did not accept the signed URL: a new one is needed
+    ├── ServiceDownError       the API or the storage has been failing for too long: the run stops
+    ├── TypeMismatchError      the bytes are of another type than declared
     ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
     └── TooLargeError          the file is larger than `max_file_size`
 
@@ -37,10 +39,12 @@ __all__ = [
     "FetchError",
     "HostDeniedError",
     "ManifestError",
+    "ServiceDownError",
     "SignedURLError",
     "StatusError",
     "TimedOutError",
     "TooLargeError",
+    "TypeMismatchError",
     "UnreachableError",
 ]
 
@@ -161,6 +165,18 @@ class SignedURLError(FetchError):
 
     kind = "signed_url"
     retryable = True
+
+
+class ServiceDownError(FetchError):
+    """The API or the storage has been failing for longer than a run waits."""
+
+    kind = "service_down"
+
+
+class TypeMismatchError(FetchError):
+    """The bytes are of another type than was declared, and `strict_type` is set."""
+
+    kind = "type_mismatch"
 
 
 class HostDeniedError(FetchError):

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from weakref import WeakValueDictionary
 
 from bulkfetch._version import __version__
 from bulkfetch.api import API
-from bulkfetch.archive import Archive
-from bulkfetch.body import EXTENSIONS, Body, media_type_of
-from bulkfetch.errors import FetchError, SignedURLError
+from bulkfetch.archive import Archive, Stage
+from bulkfetch.body import EXTENSIONS, Body, continues, is_declared, mark_of, media_type_of
+from bulkfetch.errors import (
+    BadBodyError,
+    FetchError,
+    SignedURLError,
+    StatusError,
+    TypeMismatchError,
+)
 from bulkfetch.models import (
     UPLOADED,
     FileInfo,
@@ -29,10 +37,12 @@ from bulkfetch.models import (
 from bulkfetch.plan import Action, Item, Place
 from bulkfetch.retry import Retry
 from bulkfetch.settings import Settings
-from bulkfetch.transport import Transport
+from bulkfetch.transport import Answer, Transport, expires_at
 
 # An image whose record changes again and again while it is fetched is left for the next run.
 _MOVES_AT_MOST = 3
+# A request takes its time to be read: a URL that ends sooner than this is as good as expired.
+EXPIRY_MARGIN_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +81,7 @@ class Downloader:
     """Does what items ask for.
 
     `planner` decides anew about a record that changed meanwhile, or that another task worked on.
+    `moved` is told the old and the new one.
     """
 
     def __init__(
@@ -83,6 +94,8 @@ class Downloader:
         *,
         run_id: str,
         planner: Planner,
+        moved: Callable[[ImageRecord, ImageRecord], None],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._transport = transport
         self._api = api
@@ -91,6 +104,9 @@ class Downloader:
         self._settings = settings
         self._run_id = run_id
         self._planner = planner
+        self._moved = moved
+        self._clock = clock
+        self._trusts_expiry = True
         self._places: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
 
     async def __call__(self, item: Item) -> Ended:
@@ -109,7 +125,7 @@ class Downloader:
             except MovedError as moved:
                 if not moves_left:
                     raise
-                log.info("image %s changed while it was fetched", item.record.id)
+                self._moved(item.record, moved.record)
                 (item,) = await self._planner([moved.record], item.row)
         raise AssertionError("the last move raises")
 
@@ -142,11 +158,13 @@ class Downloader:
 
         async def attempt() -> Fetched:
             nonlocal record, renew
-            if renew:
+            if renew or self._is_over(record):
                 now = await self._api.image(record.id)
                 if (now.version, now.status) != (record.version, record.status):
                     raise MovedError(now)
                 record, renew = now, False
+                # A fresh one that looks old already says that a clock is wrong, perhaps ours.
+                self._trusts_expiry = not self._is_over(now)
             try:
                 return await self._fetch(record, item)
             except SignedURLError:
@@ -155,19 +173,29 @@ class Downloader:
 
         return await self._retry(f"image {record.id}", attempt)
 
+    def _is_over(self, record: ImageRecord) -> bool:
+        if not self._trusts_expiry or record.signed_url is None:
+            return False
+        end = expires_at(record.signed_url.get_secret_value())
+        return end is not None and self._clock() > end - EXPIRY_MARGIN_S
+
     async def _fetch(self, record: ImageRecord, item: Item) -> Fetched:
         if record.signed_url is None or not (url := record.signed_url.get_secret_value()):
             raise SignedURLError("the record has no signed URL")
         async with (
-            self._transport.open_signed(url) as answer,
             self._archive.stage(item.place) as stage,
+            self._opened(url, stage) as answer,
         ):
-            body = Body(answer, self._settings.max_file_size)
+            body = await self._begun(answer, stage)
             async for part in answer.parts():
                 for piece in body.take(part):
                     await stage.write(piece)
             source = body.finish()
             media_type = media_type_of(body.head, record.file_type)
+            if self._settings.strict_type and not is_declared(media_type, record.file_type):
+                raise TypeMismatchError(
+                    f"the bytes are {media_type}, which is not the declared type (--strict-type)"
+                )
             file = FileInfo(
                 path=item.place.file(EXTENSIONS.get(media_type, "bin")),
                 size=body.size,
@@ -179,6 +207,42 @@ class Downloader:
             sidecar = self._sidecar(item, fetched)
             await self._archive.publish(stage, file.path, item.revision, sidecar)
         return fetched
+
+    @asynccontextmanager
+    async def _opened(self, url: str, stage: Stage) -> AsyncIterator[Answer]:
+        """Ask for the whole body, or for the rest of it where a part is there already."""
+        kept = stage.kept
+        headers = {}
+        if kept is not None:
+            headers = {"Range": f"bytes={kept.size}-", "If-Range": kept.mark.etag}
+        try:
+            async with self._transport.open_signed(url, headers=headers) as answer:
+                yield answer
+        except StatusError as error:
+            if kept is not None and error.status in (412, 416):
+                stage.discard()
+                error.retryable = True
+            raise
+
+    async def _begun(self, answer: Answer, stage: Stage) -> Body:
+        """Return the body, with what is there of it already.
+
+        Only a 206 that starts where it was asked to, of the very same object, continues a part
+        (RFC 9110, section 15.3.7).
+        """
+        limit = self._settings.max_file_size
+        kept = stage.kept
+        if answer.status != HTTPStatus.PARTIAL_CONTENT or kept is None:
+            stage.begin(mark_of(answer.headers))
+            return Body(answer, limit)
+        if not continues(answer.headers, kept):
+            stage.discard()
+            raise BadBodyError("storage answered with another range, or of another object")
+        body = Body(answer, limit, expected=kept.mark)
+        async for data in stage.restore():
+            for _ in body.take(data):
+                pass
+        return body
 
     def _sidecar(self, item: Item, fetched: Fetched | None) -> Sidecar:
         record, row = item.record, item.row

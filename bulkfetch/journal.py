@@ -10,28 +10,38 @@ import asyncio
 import csv
 import io
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bulkfetch.archive.files import FILE_MODE, named
+from bulkfetch.archive.files import FILE_MODE, named, to_its_end
 from bulkfetch.errors import FetchError
+from bulkfetch.fetch import Ended
 from bulkfetch.logs import redact
 from bulkfetch.models import (
     ImageOutcome,
+    ImageRecord,
     ImageSums,
     ManifestRow,
     PatientState,
     PatientSums,
 )
+from bulkfetch.plan import Item
 
 _FULL_BYTES = 2**16
 
+log = logging.getLogger(__name__)
+
 
 class Tally:
-    """The sums of a run while it goes on."""
+    """The sums of a run while it goes on.
+
+    Attributes:
+        hindrance: what holds the run up, in words; None when nothing does.
+    """
 
     def __init__(self, patients: int) -> None:
         self.total = patients
@@ -39,6 +49,7 @@ class Tally:
         self.images: Counter[ImageOutcome] = Counter()
         self.listed = 0
         self.bytes = 0
+        self.hindrance: str | None = None
 
     @property
     def done(self) -> int:
@@ -95,7 +106,10 @@ class Appender:
         async with self._turn:
             if self._pending:
                 with named(str(self._path)):
-                    await asyncio.to_thread(self._write, self._take(), durable=False)
+                    # To its end, so that `close` does not overtake it.
+                    text = self._take()
+                    writing = asyncio.to_thread(self._write, text, durable=False)
+                    await to_its_end(asyncio.ensure_future(writing))
 
     def close(self, *, durable: bool) -> None:
         """Write what is pending, and with `durable` wait for the disk.
@@ -134,8 +148,13 @@ class Journal:
         self._lines = Appender(directory / "journal.jsonl")
         self._failures = Appender(directory / "failures.csv")
         self._columns = columns
-        self.failures_path = directory / "failures.csv"
-        self._failed_before = False
+        self._failures_path = directory / "failures.csv"
+        self._has_failures = False
+
+    @property
+    def failures_path(self) -> str | None:
+        """Where failures are named; None where nothing failed."""
+        return str(self._failures_path) if self._has_failures else None
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened; None fields are left out."""
@@ -148,8 +167,8 @@ class Journal:
         """Add a manifest row that failed; `images` are the IDs of its images that did."""
         own = {"patient_id": row.patient_id, "coverage_id": row.coverage_id, **row.extra}
         names = ("patient_id", "coverage_id", *self._columns)
-        if not self._failed_before:
-            self._failed_before = True
+        if not self._has_failures:
+            self._has_failures = True
             told = ("bulkfetch_kind", "bulkfetch_error", "bulkfetch_images")
             self._failures.add(_csv_line([*names, *told]))
         cells = [_cell(own.get(name)) for name in names]
@@ -171,8 +190,91 @@ class Journal:
         self._failures.close(durable=durable)
 
 
-def error_fields(error: FetchError | None) -> Mapping[str, str]:
-    """What a journal line says of an error."""
+class Recorder:
+    """Gives every image its outcome and every patient its state: counted, and journaled if need be.
+
+    Nothing here awaits, so that what is cancelled gets its own, too.
+    """
+
+    def __init__(self, tally: Tally, journal: Journal | None) -> None:
+        self._tally = tally
+        self._journal = journal
+
+    def event(self, event: str, **fields: object) -> None:
+        """Note that something happened."""
+        if self._journal:
+            self._journal.event(event, **fields)
+
+    def moved(self, old: ImageRecord, new: ImageRecord) -> None:
+        """Note that an image's record changed while it was fetched."""
+        log.info("image %s changed while it was fetched", old.id)
+        self.event(
+            "image_moved",
+            image_id=old.id,
+            from_version=old.version,
+            to_version=new.version,
+            from_status=old.status,
+            to_status=new.status,
+        )
+
+    def image(self, end: Ended) -> Ended:
+        """Note how an image ended, and return that."""
+        self._tally.images[end.outcome] += 1
+        self._tally.bytes += end.size_bytes
+        record, row = end.item.record, end.item.row
+        self.event(
+            "image",
+            patient_id=row.patient_id,
+            coverage_id=row.coverage_id,
+            image_id=record.id,
+            version=record.version,
+            status=record.status,
+            outcome=end.outcome,
+            directory=end.item.place.directory,
+            bytes=end.size_bytes or None,
+            **_error_fields(end.error),
+        )
+        return end
+
+    def patient(
+        self,
+        row: ManifestRow,
+        items: Sequence[Item],
+        ended: Mapping[int, Ended],
+        error: FetchError | None,
+        *,
+        reached: bool,
+    ) -> list[FetchError]:
+        """Note how a patient ended, and return the errors of its query and its images.
+
+        `ended` has the items that were reached, by their number; `error` is the query's.
+        """
+        for number, item in enumerate(items):
+            if number not in ended:
+                self.image(Ended(ImageOutcome.not_reached, item))
+        failed = {end.item.record.id: end.error for end in ended.values() if end.error}
+        errors = [error] if error is not None else list(failed.values())
+        if errors:
+            state = PatientState.failed
+        elif not reached:
+            state = PatientState.not_reached
+        else:
+            state = PatientState.complete if items else PatientState.empty
+        self._tally.patients[state] += 1
+        self.event(
+            "patient",
+            patient_id=row.patient_id,
+            coverage_id=row.coverage_id,
+            state=state,
+            images=len(items),
+            **_error_fields(errors[0] if errors else None),
+        )
+        if errors and self._journal:
+            self._journal.failure(row, errors[0], list(failed))
+        return errors
+
+
+def _error_fields(error: FetchError | None) -> Mapping[str, str]:
     return {} if error is None else {"kind": error.kind, "error": redact(str(error))}
 
 

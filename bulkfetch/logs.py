@@ -26,6 +26,9 @@ _CREDENTIAL = re.compile(
 # A JSON Web Token, wherever it stands: three dotted parts, the first of which is `{"` in base64.
 _JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]*")
 
+# What would move a terminal's cursor, or begin a line that looks like another's.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 
 class LogLevel(StrEnum):
     """How much is said: a level takes in those after it."""
@@ -52,13 +55,14 @@ def redact(text: str) -> str:
 
 
 def configure(level: LogLevel, log_format: LogFormat) -> None:
-    """Send bulkfetch's log lines to standard error, above the progress bar where there is one."""
+    """Send log lines to standard error, above the progress bar where there is one.
+
+    Other libraries' warnings go the same way, so that nothing passes by `redact`.
+    """
     handler = _AboveTheBar()
     handler.setFormatter(_JSONLines() if log_format is LogFormat.json else _TextLines())
-    logger = logging.getLogger("bulkfetch")
-    logger.handlers = [handler]
-    logger.setLevel(level.upper())
-    logger.propagate = False
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("bulkfetch").setLevel(level.upper())
 
 
 class _AboveTheBar(logging.Handler):
@@ -68,7 +72,8 @@ class _AboveTheBar(logging.Handler):
 
 class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return redact(f"{record.levelname.lower()}: {record.getMessage()}")
+        text = redact(f"{record.levelname.lower()}: {record.getMessage()}")
+        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 class _JSONLines(logging.Formatter):

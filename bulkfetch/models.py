@@ -6,6 +6,7 @@ and file types are plain text, since the API may add to them at any time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -56,6 +57,11 @@ class ManifestRow(_Frozen):
 
 class _FromAPI(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What the API added may be a person's name: a `repr` shows known fields only."""
+        known = type(self).model_fields
+        return [(name, value) for name, value in super().__repr_args__() if name in known]
 
 
 class CoverageLink(_FromAPI):

@@ -22,29 +22,34 @@ from yarl import URL
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
 from bulkfetch.archive import Identity, LocalArchive
-from bulkfetch.fetch import Downloader, Ended, without_work
+from bulkfetch.breaker import Breaker
 from bulkfetch.errors import (
     BadResponseError,
     BulkfetchError,
     ConnectionFailedError,
     FetchError,
+    ManifestError,
+    ServiceDownError,
     StatusError,
     TimedOutError,
     UnreachableError,
 )
-from bulkfetch.journal import Journal, Tally, error_fields
+from bulkfetch.fetch import Downloader, Ended, without_work
+from bulkfetch.journal import Journal, Recorder, Tally
+from bulkfetch.limits import fit_to_open_files
 from bulkfetch.manifest import Manifest, ManifestFacts
 from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow, PatientState, Summary
 from bulkfetch.plan import Item, place_of, plan
 from bulkfetch.progress import NoProgress, Progress
-from bulkfetch.retry import Retry
+from bulkfetch.retry import Budget, Retry
 from bulkfetch.settings import Settings
-from bulkfetch.transport import connect
+from bulkfetch.transport import Transport, connect
 
 GRACE_S = 5.0
 _ROWS_AT_ONCE = 256
 _SHOW_EVERY_S = 0.1
-_FLUSH_EVERY_S = 1.0
+_LOOK_EVERY_S = 1.0
+_API, _STORAGE = "the API", "the storage"
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +59,6 @@ class Run:
 
     Attributes:
         run_id: names the run's folder in the archive.
-        failures_path: where failures are named, as text; None where nothing failed.
         fatal: what ended the run early, as far as it was not a signal; None otherwise.
     """
 
@@ -69,14 +73,17 @@ class Run:
     ) -> None:
         self._manifest = manifest
         self._facts = facts
-        self._settings = settings
+        settings = self._settings = fit_to_open_files(settings)
         self._progress = progress or NoProgress()
         self._grace_s = grace_s
         self._started_at = datetime.now(UTC)
         self.run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-        self.failures_path: str | None = None
         self._tally = Tally(facts.distinct)
-        self._retry = Retry(settings.retries)
+        self._budget = Budget()
+        self._breakers = {
+            service: Breaker(service, settings.max_outage) for service in (_API, _STORAGE)
+        }
+        self._query_again = Retry(settings.retries, self._budget, self._breakers[_API])
         self._downloads = asyncio.Semaphore(settings.download_concurrency)
         self._in_hand = asyncio.Semaphore(
             settings.query_concurrency + settings.download_concurrency
@@ -87,10 +94,12 @@ class Run:
         self._stopping = False
         self._signal_status: int | None = None
         self.fatal: BulkfetchError | None = None
+        self._transport: Transport
         self._api: API
         self._archive: LocalArchive
         self._download: Downloader
         self._journal: Journal | None = None
+        self._recorder = Recorder(self._tally, None)
 
     def interrupt(self, exit_status: int) -> None:
         """End the run early: the first time in order, the second time at once.
@@ -103,6 +112,11 @@ class Run:
                 self._main.cancel()
         self._signal_status = exit_status
         self._stop()
+
+    @property
+    def failures_path(self) -> str | None:
+        """Where failures are named; None where nothing failed."""
+        return self._journal.failures_path if self._journal else None
 
     async def __call__(self) -> Summary:
         """Do the run, and return its sums, which are in the archive by then.
@@ -120,6 +134,7 @@ class Run:
         identity = Identity(api_host=URL(settings.api_base_url).host or "")
         LocalArchive.check(settings.out, identity)
         async with connect(settings) as transport:
+            self._transport = transport
             tokens = Tokens(transport, settings.auth_base_url, credentials)
             self._api = API(transport, settings.api_base_url, tokens)
             rows = self._manifest.rows()
@@ -135,17 +150,21 @@ class Run:
                         )
                     )
                     self._journal = Journal(self._archive.run_directory, self._facts.columns)
+                    self._recorder = Recorder(self._tally, self._journal)
                 self._download = Downloader(
                     transport,
                     self._api,
                     self._archive,
-                    self._retry,
+                    Retry(settings.retries, self._budget, self._breakers[_STORAGE]),
                     settings,
                     run_id=self.run_id,
                     planner=self._planned,
+                    moved=self._recorder.moved,
                 )
                 try:
-                    self._event("run_started", run_id=self.run_id, bulkfetch_version=__version__)
+                    self._recorder.event(
+                        "run_started", run_id=self.run_id, bulkfetch_version=__version__
+                    )
                     self._working = True
                     if first is not None:
                         await self._work(first, answer, rows)
@@ -179,11 +198,14 @@ class Run:
                 async with asyncio.TaskGroup() as patients:
                     await self._in_hand.acquire()
                     self._start(patients, first, answer)
-                    async for row in _in_batches(rows):
-                        await self._in_hand.acquire()
-                        if self._stopping:
-                            break
-                        self._start(patients, row, None)
+                    try:
+                        async for row in _in_batches(rows):
+                            await self._in_hand.acquire()
+                            if self._stopping:
+                                break
+                            self._start(patients, row, None)
+                    except ManifestError as error:
+                        self._fail(error)
             finally:
                 watch.cancel()
 
@@ -199,16 +221,28 @@ class Run:
         task.add_done_callback(lambda _: self._in_hand.release())
 
     async def _watch(self) -> None:
-        """Show progress, and let others read the journal, while the run goes on."""
-        shows_a_flush = round(_FLUSH_EVERY_S / _SHOW_EVERY_S)
+        """Show progress; let others read the journal, and look after the disk, now and then."""
+        shows_a_look = round(_LOOK_EVERY_S / _SHOW_EVERY_S)
         for turn in itertools.count():
+            self._tally.hindrance = self._hindrance()
             self._progress.show(self._tally)
             await asyncio.sleep(_SHOW_EVERY_S)
-            if self._journal and turn % shows_a_flush == 0:
+            if self._journal and turn % shows_a_look == 0:
                 try:
                     await self._journal.flush()
+                    await self._archive.check_room()
                 except BulkfetchError as error:
                     self._fail(error)
+
+    def _hindrance(self) -> str | None:
+        """What holds the run up, for the progress line."""
+        for breaker in self._breakers.values():
+            if breaker.state:
+                return breaker.state
+        slots = self._transport.query_slots
+        if slots.limit < slots.bound:
+            return f"throttled to {slots.limit} queries at once"
+        return None
 
     async def _patient(
         self, row: ManifestRow, answer: list[ImageRecord] | FetchError | None
@@ -228,7 +262,7 @@ class Run:
             async with asyncio.TaskGroup() as images:
                 for number, item in enumerate(items):
                     if (outcome := without_work(item)) is not None:
-                        self._image_ended(number, Ended(outcome, item), ended)
+                        ended[number] = self._recorder.image(Ended(outcome, item))
                         continue
                     await self._downloads.acquire()
                     if self._stopping:
@@ -243,10 +277,11 @@ class Run:
         except BulkfetchError as fatal:
             self._fail(fatal)
         finally:
-            self._patient_ended(row, items, ended, error, reached=reached)
+            errors = self._recorder.patient(row, items, ended, error, reached=reached)
+            self._stop_if_too_bad(errors)
 
     async def _query(self, row: ManifestRow) -> list[ImageRecord]:
-        api, retry = self._api, self._retry
+        api, retry = self._api, self._query_again
         records = await retry(
             row.label, api.images, patient_id=row.patient_id, coverage_id=row.coverage_id
         )
@@ -276,7 +311,7 @@ class Run:
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
         try:
-            self._image_ended(number, await self._download(item), ended)
+            end = await self._download(item)
         except FetchError as error:
             log.warning(
                 "image %s of %s: %s%s",
@@ -285,66 +320,17 @@ class Run:
                 error,
                 "" if error.retryable else " (not tried again)",
             )
-            self._image_ended(number, Ended(ImageOutcome.failed, item, error=error), ended)
+            end = Ended(ImageOutcome.failed, item, error=error)
         except BulkfetchError as fatal:
             self._fail(fatal)
-
-    def _image_ended(self, number: int, end: Ended, ended: dict[int, Ended]) -> None:
-        ended[number] = end
-        self._tally.images[end.outcome] += 1
-        self._tally.bytes += end.size_bytes
-        record = end.item.record
-        self._event(
-            "image",
-            patient_id=end.item.row.patient_id,
-            coverage_id=end.item.row.coverage_id,
-            image_id=record.id,
-            version=record.version,
-            status=record.status,
-            outcome=end.outcome,
-            directory=end.item.place.directory,
-            bytes=end.size_bytes or None,
-            **error_fields(end.error),
-        )
-
-    def _patient_ended(
-        self,
-        row: ManifestRow,
-        items: Sequence[Item],
-        ended: dict[int, Ended],
-        error: FetchError | None,
-        *,
-        reached: bool,
-    ) -> None:
-        """Give a patient its one state; never awaits, so that a cancelled one gets its own too."""
-        for number, item in enumerate(items):
-            if number not in ended:
-                self._image_ended(number, Ended(ImageOutcome.not_reached, item), ended)
-        failed = [end for end in ended.values() if end.error]
-        if error is None and failed:
-            error = failed[0].error
-        if error is not None:
-            state = PatientState.failed
-        elif not reached:
-            state = PatientState.not_reached
-        else:
-            state = PatientState.complete if items else PatientState.empty
-        self._tally.patients[state] += 1
-        self._event(
-            "patient",
-            patient_id=row.patient_id,
-            coverage_id=row.coverage_id,
-            state=state,
-            images=len(items),
-            **error_fields(error),
-        )
-        if error is None:
             return
-        if self._journal:
-            self._journal.failure(row, error, [end.item.record.id for end in failed])
-            self.failures_path = str(self._journal.failures_path)
+        ended[number] = self._recorder.image(end)
+
+    def _stop_if_too_bad(self, errors: Sequence[FetchError]) -> None:
         limit = 1 if self._settings.fail_fast else self._settings.max_failures
-        if limit is not None and self._tally.patients[PatientState.failed] >= limit:
+        if any(isinstance(error, ServiceDownError) for error in errors) or (
+            limit is not None and self._tally.patients[PatientState.failed] >= limit
+        ):
             self._stop()
 
     def _fail(self, fatal: BulkfetchError) -> None:
@@ -380,13 +366,13 @@ class Run:
             patients=patients,
             images=images,
             bytes=self._tally.bytes,
-            retries=self._retry.count,
+            retries=self._budget.count,
             duplicate_rows=self._facts.duplicates,
             bulkfetch_version=__version__,
         )
 
     def _close(self, summary: Summary) -> None:
-        self._event("run_finished", exit_code=summary.exit_code)
+        self._recorder.event("run_finished", exit_code=summary.exit_code)
         if self._journal is None:
             return
         # On a full disk this fails too, and the first error is the one to tell.
@@ -395,10 +381,6 @@ class Run:
             self._archive.write_private(
                 f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)
             )
-
-    def _event(self, event: str, **fields: object) -> None:
-        if self._journal:
-            self._journal.event(event, **fields)
 
 
 def _is_of_the_host(error: FetchError) -> bool:

@@ -125,4 +125,7 @@ def _numbers(tally: Tally, elapsed_s: float) -> str:
     failed = tally.patients[PatientState.failed]
     rate = size_text(tally.bytes / elapsed_s) if elapsed_s else "0 B"
     numbers = f"{tally.listed} images, {size_text(tally.bytes)}, {rate}/s"
-    return f"{failed} failed, {numbers}" if failed else numbers
+    first = [f"{failed} failed"] if failed else []
+    if tally.hindrance:
+        first.append(tally.hindrance)
+    return ", ".join([*first, numbers])

@@ -19,9 +19,9 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception,
-    stop_after_attempt,
 )
 
+from bulkfetch.breaker import Breaker
 from bulkfetch.errors import FetchError
 
 FIRST_WAIT_S = 0.5
@@ -29,6 +29,8 @@ LONGEST_WAIT_S = 30.0
 # A server may ask for hours; a wait this long is taken, a longer one is cut to it, so that every
 # wait has a bound and a run ends.
 LONGEST_RETRY_AFTER_S = 300.0
+FIRST_RETRIES = 200
+RETRIES_PER_SUCCESS = 3
 # A smaller number in X-RateLimit-Reset is seconds from now, a larger one a time: both are in use.
 _EPOCH_BEGINS = 1_000_000_000
 
@@ -38,24 +40,50 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Retry:
-    """Calls something again while it fails with what may pass.
+class Budget:
+    """The retries of a whole run, so that a service in trouble is not hammered.
+
+    There are `FIRST_RETRIES`, and `RETRIES_PER_SUCCESS` more for each success: where a third of all
+    requests fail, half a retry is needed for each success, so that it never bites; where hardly
+    any succeeds, it is soon spent.
 
     Attributes:
-        count: attempts made beyond the first ones, in all.
+        count: retries taken so far.
     """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._successes = 0
+
+    def take(self) -> bool:
+        """Take a retry, if there is one left."""
+        if self.count >= FIRST_RETRIES + RETRIES_PER_SUCCESS * self._successes:
+            return False
+        self.count += 1
+        return True
+
+    def note_success(self) -> None:
+        """Note that a call succeeded in the end."""
+        self._successes += 1
+
+
+class Retry:
+    """Calls something again while it fails with what may pass."""
 
     def __init__(
         self,
         retries: int,
+        budget: Budget,
+        breaker: Breaker,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._retries = retries
+        self._budget = budget
+        self._breaker = breaker
         self._sleep = sleep
         self._uniform = uniform
-        self.count = 0
 
     async def __call__(
         self,
@@ -70,10 +98,6 @@ class Retry:
         any error that is not a retryable `FetchError` at once.
         """
 
-        async def note_and_sleep(seconds: float) -> None:
-            self.count += 1
-            await self._sleep(seconds)
-
         def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
@@ -81,14 +105,23 @@ class Retry:
 
         # A new one for each call: tenacity's object holds the state of one loop.
         retrying = AsyncRetrying(
-            sleep=note_and_sleep,
-            stop=stop_after_attempt(self._retries + 1),
+            sleep=self._sleep,
+            stop=self._stop,
             wait=self._wait,
             retry=retry_if_exception(_may_pass),
             before_sleep=tell,
             reraise=True,
         )
-        return await retrying(attempt, *args, **kwargs)
+
+        async def guarded() -> T:
+            return await self._breaker.call(lambda: attempt(*args, **kwargs))
+
+        result: T = await retrying(guarded)
+        self._budget.note_success()
+        return result
+
+    def _stop(self, state: RetryCallState) -> bool:
+        return state.attempt_number > self._retries or not self._budget.take()
 
     def _wait(self, state: RetryCallState) -> float:
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (state.attempt_number - 1))
@@ -108,7 +141,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     or a Unix time, by convention only.
     """
     if (text := headers.get("Retry-After")) is not None:
-        if text.strip().isdecimal():
+        if (text := text.strip()).isdecimal():
             return float(text)
         try:
             moment = email.utils.parsedate_to_datetime(text)

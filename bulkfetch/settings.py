@@ -258,6 +258,18 @@ class Settings(BaseSettings):
         float, Field(gt=0, le=3600, allow_inf_nan=False), Option(_SPEED, "SECONDS")
     ] = Field(default=60.0, description="for connecting and for each read, not for the whole body")
 
+    max_outage: Annotated[
+        float, Field(ge=0, le=86_400, allow_inf_nan=False), Option(_SPEED, "SECONDS")
+    ] = Field(
+        default=300.0, description="how long to wait for an API or a storage that stopped working"
+    )
+
+    ca_file: Annotated[Path | None, Option(_CARE, "FILE")] = Field(
+        default=None, description="certificate authorities (PEM) to trust, instead of the system's"
+    )
+    strict_type: Annotated[bool, Option(_CARE)] = Field(
+        default=False, description="fail an image whose bytes are of another type than declared"
+    )
     max_file_size: Annotated[ByteSize | None, Field(ge=1), Option(_CARE, "SIZE")] = Field(
         default=None, description="fail a file that is larger, such as 50MB"
     )

@@ -5,13 +5,13 @@ Nothing outside this module sees an error of aiohttp.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import ssl
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from http import HTTPStatus
 
 import aiohttp
@@ -22,6 +22,7 @@ from yarl import URL
 from bulkfetch._version import __version__
 from bulkfetch.errors import (
     BadResponseError,
+    ConfigurationError,
     ConnectionFailedError,
     HostDeniedError,
     SignedURLError,
@@ -30,9 +31,13 @@ from bulkfetch.errors import (
 )
 from bulkfetch.retry import retry_after_s
 from bulkfetch.settings import GOOGLE_STORAGE_HOSTS, Settings, is_loopback
+from bulkfetch.slots import AdaptiveSlots
 
 # A list of some hundred image records is under a megabyte; a body beyond this is no such list.
 LARGEST_ANSWER_BYTES = 64 * 2**20
+# A body that comes more slowly than this is as good as stalled.
+SLOWEST_BYTES_PER_S = 1000
+REDIRECTS_AT_MOST = 3
 _CHUNK_BYTES = 256 * 2**10
 # A resolver reads a name up to its first NUL, say, and so another one than was looked at.
 _HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
@@ -47,10 +52,13 @@ class Answer:
         host: the host that answered.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, who: str, now: float) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, who: str, now: float, slow_after_s: float
+    ) -> None:
         self._response = response
         self._who = who
         self._now = now
+        self._slow_after_s = slow_after_s
         self.status = response.status
         self.headers: MultiMapping[str] = response.headers
         self.host = response.url.host or ""
@@ -74,13 +82,25 @@ class Answer:
 
         Raises:
             ConnectionFailedError: the body ended early.
-            TimedOutError: nothing came for `timeout` seconds.
+            TimedOutError: nothing came for `timeout` seconds, or less than `SLOWEST_BYTES_PER_S`
+                while as long was spent waiting for it.
         """
+        waited_s, size = 0.0, 0
         while True:
+            began = time.monotonic()
             with _named_errors(self._who):
                 part = await self._response.content.readany()
             if not part:
                 return
+            # The time that the disk takes is not the server's.
+            waited_s += time.monotonic() - began
+            size += len(part)
+            if waited_s >= self._slow_after_s:
+                if size < SLOWEST_BYTES_PER_S * waited_s:
+                    raise TimedOutError(
+                        f"{self._who} sent only {size / waited_s:.0f} bytes a second"
+                    )
+                waited_s, size = 0.0, 0
             yield part
 
 
@@ -88,9 +108,18 @@ class Answer:
 async def connect(
     settings: Settings, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[Transport]:
-    """Open the HTTP session of a run, and close it at the end."""
+    """Open the HTTP session of a run, and close it at the end.
+
+    Raises:
+        ConfigurationError: `ca_file` cannot be read, or holds no certificate.
+    """
+    try:
+        trust = ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or "it holds no certificate"
+        raise ConfigurationError(f"--ca-file {settings.ca_file}: {reason}") from error
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, ssl=trust),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"bulkfetch/{__version__}"},
         timeout=aiohttp.ClientTimeout(
@@ -108,7 +137,7 @@ async def connect(
 class Transport:
     """Requests over one session, bounded and named.
 
-    Redirects are never followed, cookies never kept, and loopback never goes through a proxy.
+    Cookies are never kept, and loopback never goes through a proxy.
     """
 
     def __init__(
@@ -118,7 +147,8 @@ class Transport:
         self._clock = clock
         self._storage_hosts = (*GOOGLE_STORAGE_HOSTS, *settings.storage_host)
         self._allow_loopback = is_loopback(URL(settings.api_base_url).host)
-        self._query_slots = asyncio.Semaphore(settings.query_concurrency)
+        self._slow_after_s = settings.timeout
+        self.query_slots = AdaptiveSlots(settings.query_concurrency)
         self._limiter = (
             # One request per slice of time, rather than a burst at the start of each second.
             AsyncLimiter(1, 1 / settings.rate_limit) if settings.rate_limit else None
@@ -144,12 +174,14 @@ class Transport:
         target = URL(url)
         # Identity: a proxy that compresses all the same is found out by the JSON parser.
         sent = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
-        async with self._query_slots:
+        async with self.query_slots.take() as slot:
             if self._limiter:
                 await self._limiter.acquire()
             async with self._open(
                 method, target, f"the API at {target.host}", headers=sent, params=params, json=json
             ) as answer:
+                if answer.status in (429, 503):
+                    self.query_slots.throttled(slot)
                 answer.expect_ok(f"the API's {target.path}")
                 parts: list[bytes] = []
                 size = 0
@@ -161,25 +193,41 @@ class Transport:
                             retryable=False,
                         )
                     parts.append(part)
-                return b"".join(parts)
+            self.query_slots.went_well()
+            return b"".join(parts)
 
     @asynccontextmanager
-    async def open_signed(self, url: str) -> AsyncIterator[Answer]:
-        """Open a signed URL, sent byte for byte as it was given, and yield its 200 answer.
+    async def open_signed(
+        self, url: str, *, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[Answer]:
+        """Open a signed URL, sent byte for byte as it was given, and yield its 200 or 206 answer.
+
+        Redirects are followed within the list of hosts. A 206 comes only if `headers` ask for a
+        range.
 
         Raises:
-            HostDeniedError: the URL's host is not on the list; nothing was sent.
+            HostDeniedError: the URL or a redirect names a host that is not on the list; nothing
+                was sent to it.
             SignedURLError: storage answered 400, 401 or 403.
             StatusError, ConnectionFailedError, TimedOutError: as their names say.
         """
-        target = self._allowed(url)
-        who = f"the storage at {target.host}"
         # The URL is its own authority: no header that could be another is sent along.
-        headers = {"Accept": "*/*", "Accept-Encoding": "gzip"}
-        async with self._open("GET", target, who, headers=headers) as answer:
+        sent = {"Accept": "*/*", "Accept-Encoding": "gzip", **(headers or {})}
+        async with AsyncExitStack() as stack:
+            target = self._allowed(url)
+            for _ in range(REDIRECTS_AT_MOST + 1):
+                who = f"the storage at {target.host}"
+                answer = await stack.enter_async_context(
+                    self._open("GET", target, who, headers=sent)
+                )
+                location = answer.headers.get("Location")
+                if answer.status not in (301, 302, 303, 307, 308) or not location:
+                    break
+                target = self._allowed(location)
             if answer.status in (400, 401, 403):
                 raise SignedURLError(f"{who} refused the signed URL (HTTP {answer.status})")
-            answer.expect_ok(who)
+            if answer.status != HTTPStatus.PARTIAL_CONTENT or "Range" not in sent:
+                answer.expect_ok(who)
             yield answer
 
     @asynccontextmanager
@@ -204,7 +252,7 @@ class Transport:
                 proxy=_proxy_for(url),
             )
         try:
-            yield Answer(response, who, self._clock())
+            yield Answer(response, who, self._clock(), self._slow_after_s)
         finally:
             # A body read to its end has given its connection back already; another is cut off.
             response.close()
@@ -215,21 +263,39 @@ class Transport:
         try:
             target = URL(url, encoded=True)
             host, scheme = (target.raw_host or "").lower(), target.scheme
-            plain = url.isprintable() and " " not in url and target.raw_authority.count("@") == 0
+            if not url.isprintable() or " " in url or "@" in target.raw_authority:
+                host = ""
         except ValueError:
-            host, scheme, plain = "", "", False
-        if plain and scheme == "https" and _HOST_NAME.fullmatch(host) and any(
+            host, scheme = "", ""
+        if scheme == "https" and any(
             host == name or (name.startswith(".") and host.endswith(name))
             for name in self._storage_hosts
+            if _HOST_NAME.fullmatch(host)
         ):
             return target
-        if plain and self._allow_loopback and scheme in ("http", "https") and is_loopback(host):
+        if self._allow_loopback and scheme in ("http", "https") and is_loopback(host):
             return target
-        shown = f"{scheme}://{host}" if host else "no host at all"
+        shown = f"{scheme}://{host}" if host else "no host in a plain form"
         raise HostDeniedError(
             f"the signed URL names {shown}, which is no storage host bulkfetch knows: nothing was "
             "sent; if it is yours, name it with --storage-host"
         )
+
+
+def expires_at(url: str) -> float | None:
+    """Read when a signed URL ends, as Unix time, or None where it does not tell in a known form.
+
+    V4: `X-Goog-Date` and `X-Goog-Expires` (seconds); V2: `Expires`. A hint, no more:
+    https://cloud.google.com/storage/docs/access-control/signed-urls.
+    """
+    try:
+        query = URL(url, encoded=True).query
+        if (begins := query.get("X-Goog-Date")) is not None:
+            moment = datetime.strptime(begins, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+            return moment.timestamp() + float(query["X-Goog-Expires"])
+        return float(query["Expires"])
+    except (KeyError, ValueError, OverflowError):
+        return None
 
 
 def _proxy_for(url: URL) -> str | None:

@@ -7,13 +7,22 @@ import gzip
 import hashlib
 import json
 import stat
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bulkfetch.simulator import LEAKED_TOKENS, Simulator, parse_fault
-from tests.conftest import Serve, bulkfetch, credentials, download, sidecars, write_manifest
+from tests.conftest import (
+    Serve,
+    bulkfetch,
+    credentials,
+    download,
+    sidecars,
+    start_bulkfetch,
+    write_manifest,
+)
 
 SIDECAR_KEYS = [
     "schema_version", "image_id", "patient_id", "coverage_id", "version", "status", "deactivated",
@@ -436,3 +445,23 @@ def test_options_come_from_command_line_then_environment_then_file(
     for sidecar in sidecars(tmp_path / "archive").values():
         assert sidecar["status"] == "PENDING"
         assert sidecar["record"]["coverage"]["side"] == "FRONT"
+
+
+def test_a_manifest_that_changes_during_the_run_ends_it_with_status_2(
+    serve: Serve, tmp_path: Path, manifest: Path
+) -> None:
+    simulator = serve(patients=3000, api_latency_s=0.05)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    with start_bulkfetch(
+        ["download", manifest, "--out", tmp_path / "archive", "--json"], credentials(simulator)
+    ) as process:
+        while simulator.requests["images"] < 20:
+            assert process.poll() is None
+            time.sleep(0.02)
+        with manifest.open("a") as file:
+            file.write("one-more\n")
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert b"changed" in err
+    assert b"Traceback" not in err
+    balance(json.loads(out))

@@ -26,7 +26,7 @@ def interrupted(
     simulator: Simulator, manifest: Path, archive: Path, *signals: signal.Signals
 ) -> Result:
     """Send signals once files arrive, and wait for the end."""
-    arguments = ["download", manifest, "--out", archive, "--json", "--progress=none"]
+    arguments: list[str | Path] = ["download", manifest, "--out", archive, "--json"]
     process = start_bulkfetch(arguments, credentials(simulator))
     wait_for_storage(simulator, process)
     for number in signals:

@@ -321,7 +321,7 @@ def many(form: str, count: int, *, distinct: bool) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("form", "distinct"),
-    [("csv", True), ("csv", False), ("csv.gz", True), ("txt", True), ("jsonl", True)],
+    [("csv", True), ("csv.gz", True), ("txt", False), ("jsonl", True)],
 )
 def test_memory_does_not_grow_with_the_rows(write: Write, form: str, distinct: bool) -> None:
     def made(count: int) -> Path:
@@ -499,7 +499,7 @@ class TestParquet:
         self, made: Callable[..., Path]
     ) -> None:
         path = made(
-            {"patient_id": ["p-1"] * 2_000, "note": [os.urandom(2_000) for _ in range(2_000)]},
+            {"patient_id": ["p-1"] * 40_000, "note": [os.urandom(100) for _ in range(40_000)]},
             data_page_size=64 * 1024,
         )
         sizes = []
@@ -511,9 +511,9 @@ class TestParquet:
 
         with Manifest(path) as manifest, Recorder(path) as recorder:
             manifest._source.file.close()
-            manifest._source.file = recorder  # type: ignore[assignment]  # quacks well enough
+            manifest._source.file = recorder
             manifest._source._state = manifest._source._stat()
-            assert manifest.check().rows == 2_000
+            assert manifest.check().rows == 40_000
         assert 0 < max(sizes) < 1024 * 1024 < path.stat().st_size
 
     def test_without_pyarrow_the_error_says_what_to_install(

@@ -6,7 +6,7 @@ that is there stands for a whole image, whenever the power fails.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -33,8 +33,51 @@ class Identity(BaseModel):
     path_template: str = DEFAULT_TEMPLATE
 
 
+class Mark(BaseModel):
+    """Which stored object a part is of, as storage told it: `total` in bytes, digests in base64.
+
+    At least one of `crc32c` and `md5` is given, since a part that lay through a power cut may hold
+    anything; only a digest of the whole tells.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    etag: str
+    generation: str | None
+    total: int
+    crc32c: str | None
+    md5: str | None
+
+
+class Kept(BaseModel):
+    """A part that is there already: of which object, and how many bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mark: Mark
+    size: int
+
+
 class Stage(Protocol):
-    """Bytes on their way in; leaving its context without `Archive.publish` drops them."""
+    """Bytes on their way in.
+
+    Leaving its context without `Archive.publish` drops them; but a long body that was begun with a
+    mark is kept where the connection, the run or the machine gave up, and not the body itself.
+
+    Attributes:
+        kept: what is there already from another try; None in most cases.
+    """
+
+    kept: Kept | None
+
+    def begin(self, mark: Mark | None) -> None:
+        """Start from nothing; without a mark no part of it will be kept."""
+
+    def restore(self) -> AsyncIterator[bytes]:
+        """Go on after the kept part, and yield what it holds."""
+
+    def discard(self) -> None:
+        """Remove the kept part: it cannot be continued."""
 
     async def write(self, data: bytes) -> None:
         """Add bytes at the end."""
@@ -60,6 +103,9 @@ class Archive(Protocol):
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
         """Write a sidecar that has no new file."""
+
+    async def check_room(self) -> None:
+        """Raise `DestinationError` if hardly anything more can be written."""
 
     async def quarantine(self, place: Place) -> None:
         """Move whatever lies at a place out of the way, keeping it."""

@@ -5,15 +5,22 @@ So neither a name nor a link that somebody planted leads out of the archive.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from bulkfetch.errors import DestinationError
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+# Room for a journal's end, a summary and the sidecars of what is in flight; on a small disk it is a
+# twentieth.
+RESERVE_BYTES = 16 * 2**20
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -72,12 +79,13 @@ def read(name: str, directory: int) -> bytes:
         return file.read()
 
 
-def create(name: str, directory: int) -> int:
-    """Return a descriptor of a new file to write, private to its owner.
+def create(name: str, directory: int, *, keep: bool = False) -> int:
+    """Return a descriptor of a file to write and read, private to its owner.
 
-    One that a dead run left is truncated: a part without a final name is nobody's.
+    What is there is truncated, unless it is to be kept: then the place to read is its start, and
+    all that is written goes to its end.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (os.O_APPEND if keep else os.O_TRUNC)
     return os.open(name, flags, FILE_MODE, dir_fd=directory)
 
 
@@ -105,3 +113,27 @@ def rename(directory: int, old: str, new: str, *, durable: bool) -> None:
     os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
     if durable:
         os.fsync(directory)
+
+
+async def to_its_end(work: asyncio.Future[T]) -> T:
+    """Await what a thread does, however often cancelled: it cannot be called off."""
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        work.exception()  # looked at, so that the loop does not report it
+        raise
+
+
+def check_room(path: Path) -> None:
+    """Raise `DestinationError` if less is free than it takes to end a run in order."""
+    found = os.statvfs(path)
+    size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+    # Some file systems report no size at all: nothing can be said of those.
+    reserve = min(RESERVE_BYTES, size // 20)
+    if free < reserve:
+        raise DestinationError(
+            f"{path} is full: {free >> 20} MiB free; make room, and run the same command again"
+        )

@@ -6,88 +6,31 @@ that neither a name nor a link that somebody planted leads out of the archive.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import re
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from io import FileIO
 from pathlib import Path
 from typing import Self, TypeVar
 
-from aiofiles.threadpool import wrap
-from aiofiles.threadpool.binary import AsyncFileIO
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.archive.base import LAYOUT, Identity, Stage
+from bulkfetch.archive.parts import Parts
+from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError
 from bulkfetch.models import SCHEMA_VERSION, FileInfo, Sidecar
 from bulkfetch.plan import Held, Place
 
 PRIVATE = ".bulkfetch"
-# A body up to this size waits in memory and is written in one hop to a thread, together with its
-# sidecar; a longer one goes to disk as it comes.
-SPILL_BYTES = 2**20
 
 T = TypeVar("T")
-
-
-class LocalStage:
-    """One image's bytes: in memory while they are few, then in a file beside the final name."""
-
-    def __init__(self, place: Place, open_directory: Callable[[], int]) -> None:
-        self.place = place
-        self.part = f".{place.stem}.part"
-        self.directory: int | None = None
-        self.file: AsyncFileIO | None = None
-        self._open_directory = open_directory
-        self._raw: FileIO | None = None
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
-
-    async def write(self, data: bytes) -> None:
-        """Add bytes at the end."""
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        if self._pending_bytes >= SPILL_BYTES:
-            await self.spill()
-
-    async def spill(self) -> None:
-        """Write what is in memory to the staged file."""
-        if self.file is None:
-            await _in_thread(self._create)
-            self.file = wrap(self._raw)
-        view = memoryview(self.take())
-        with files.named():
-            while view:
-                written = await _to_its_end(asyncio.ensure_future(self.file.write(view)))
-                view = view[written:]
-
-    def take(self) -> bytes:
-        """Return what is in memory, and forget it."""
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._pending_bytes = 0
-        return data
-
-    def drop(self) -> None:
-        """Remove what is on disk, if it has no final name yet, and close."""
-        if self.directory is not None:
-            with suppress(OSError):
-                os.unlink(self.part, dir_fd=self.directory)
-            os.close(self.directory)
-        if self._raw is not None:
-            self._raw.close()
-
-    def _create(self) -> None:
-        self.directory = self._open_directory()
-        self._raw = FileIO(files.create(self.part, self.directory), "wb")
 
 
 class LocalArchive:
@@ -104,6 +47,7 @@ class LocalArchive:
         self._identity = identity
         self._lock = lock
         self._durable = durable
+        self._parts = Parts(root, root / PRIVATE / "parts")
 
     @staticmethod
     def check(out: str, identity: Identity) -> None:
@@ -148,11 +92,13 @@ class LocalArchive:
         lock = _hold(root, run_id)
         try:
             with files.named(out):
+                files.check_room(root)
                 found = _read_identity(root, identity)
                 archive = cls(root.resolve(), run_id, found or identity, lock, durable=durable)
                 if found is None:
                     archive.write_private("archive.json", identity.model_dump_json(indent=2))
                 files.make_directory(archive.run_directory)
+                archive._parts.load()
             yield archive
         finally:
             with suppress(OSError):
@@ -171,17 +117,19 @@ class LocalArchive:
 
     async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
         """See `Archive.held`; one hop to a thread for all of them."""
-        return await _in_thread(lambda: [self._held(place, rehash=rehash) for place in places])
+        return await in_thread(lambda: [self._held(place, rehash=rehash) for place in places])
 
     @asynccontextmanager
     async def stage(self, place: Place) -> AsyncIterator[LocalStage]:
         """See `Archive.stage`; nothing is on disk before the first `SPILL_BYTES`."""
-        stage = LocalStage(place, lambda: self._make_directory(place.directory))
+        stage = LocalStage(place, lambda: self._make_directory(place.directory), self._parts)
         try:
             yield stage
-        finally:
+        except BaseException as error:
             # Not awaited: nothing may come between a cancellation and the clearing away.
-            stage.drop()
+            stage.end(error)
+            raise
+        stage.end(None)
 
     async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
         """See `Archive.publish`; a small file and its sidecar take one hop to a thread."""
@@ -189,7 +137,7 @@ class LocalArchive:
             raise TypeError("a stage is published by the archive that made it")
         if stage.file is not None:
             await stage.spill()
-        await _in_thread(lambda: self._publish(stage, name, revision, sidecar))
+        await in_thread(lambda: self._publish(stage, name, revision, sidecar))
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
         """See `Archive.note`."""
@@ -198,11 +146,15 @@ class LocalArchive:
             with self._directory(place.directory) as directory:
                 self._write_sidecar(directory, place, revision, sidecar)
 
-        await _in_thread(write)
+        await in_thread(write)
+
+    async def check_room(self) -> None:
+        """See `Archive.check_room`."""
+        await in_thread(lambda: files.check_room(self._root))
 
     async def quarantine(self, place: Place) -> None:
         """See `Archive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
-        await _in_thread(lambda: self._quarantine(place))
+        await in_thread(lambda: self._quarantine(place))
 
     async def claim(self, organization_id: str) -> None:
         """See `Archive.claim`."""
@@ -217,7 +169,7 @@ class LocalArchive:
         self._identity = self._identity.model_copy(update={"organization_id": organization_id})
         if self._lock is not None:
             text = self._identity.model_dump_json(indent=2)
-            await _in_thread(lambda: self.write_private("archive.json", text))
+            await in_thread(lambda: self.write_private("archive.json", text))
 
     def write_private(self, name: str, text: str) -> None:
         """Write a whole text file below `.bulkfetch`, or leave the one that is there."""
@@ -274,7 +226,7 @@ class LocalArchive:
                     revision += 1
                 try:
                     state = _parse_sidecar(files.read(place.sidecar(revision), directory))
-                except (ValueError, OSError):
+                except (ValueError, OSError, RecursionError):
                     return Held(None, revision, "its sidecar cannot be read")
                 damage = None
                 if state.file:
@@ -374,18 +326,3 @@ def _damage(place: Place, file: FileInfo, directory: int, *, rehash: bool) -> st
     except FileNotFoundError:
         return "its file is missing"
     return None
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    with files.named():
-        return await _to_its_end(asyncio.get_running_loop().run_in_executor(None, work))
-
-
-async def _to_its_end(work: asyncio.Future[T]) -> T:
-    """Await what a thread does, even when cancelled: it cannot be called off."""
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        await asyncio.wait([work])
-        work.exception()  # looked at, so that the loop does not report it
-        raise

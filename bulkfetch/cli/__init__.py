@@ -68,6 +68,8 @@ def _call(command: str, argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next

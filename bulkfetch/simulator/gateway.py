@@ -100,7 +100,10 @@ class Gateway:
             reply = distorted(await answer(faults), faults)
             dropped = any(fault.kind == "drop" and fault.value is None for fault in faults)
             self._note(endpoint, request, _NO_ANSWER if dropped else reply.status)
-            return await send(request, reply, faults)
+            try:
+                return await send(request, reply, faults)
+            except ConnectionError:
+                return web.Response()  # to nobody: the client went away meanwhile
 
     def _failure(
         self, faults: list[Fault], error: Callable[[int, str | None], Reply]
