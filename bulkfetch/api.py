@@ -70,6 +70,7 @@ class Tokens:
         self._renew_at = 0.0
         self._ever_accepted = False
         self._refused_in_a_row = 0
+        self._verdict: str | None = None
 
     async def get(self) -> str:
         """Return a token that is not about to expire.
@@ -81,6 +82,9 @@ class Tokens:
         if isinstance(self._credentials, StaticToken):
             return self._credentials.token.get_secret_value()
         async with self._turn:
+            if self._verdict is not None:
+                # Those that waited meanwhile would each ask in vain.
+                raise CredentialsError(self._verdict)
             if self._token is None or self._clock() >= self._renew_at:
                 await self._fetch(self._credentials)
             return self._token or ""
@@ -107,10 +111,11 @@ class Tokens:
         self._token = None
         self._refused_in_a_row += 1
         if not self._ever_accepted or self._refused_in_a_row > REFUSALS_AT_MOST:
-            raise CredentialsError(
+            self._verdict = (
                 "the API refused a token that was just made (HTTP 401): "
                 "are --api-url and --auth-url of one environment?"
             )
+            raise CredentialsError(self._verdict)
 
     async def _fetch(self, credentials: ClientCredentials) -> None:
         asked_at = self._clock()
@@ -125,12 +130,18 @@ class Tokens:
             )
         except StatusError as error:
             if error.status in (400, 401, 403):
-                raise CredentialsError(
+                self._verdict = (
                     f"the token endpoint refused the credentials (HTTP {error.status}): check "
                     "BULKFETCH_CLIENT_ID, its secret, and --environment"
-                ) from None
+                )
+                raise CredentialsError(self._verdict) from None
             raise
-        answer = _parse(_TOKEN, body, "the token endpoint")
+        try:
+            answer = _parse(_TOKEN, body, "the token endpoint")
+        except BadResponseError as error:
+            # About no one patient: what answers there is no token endpoint, or not yet.
+            error.retryable = True
+            raise
         self._token = answer.access_token.get_secret_value()
         life_s = answer.expires_in
         self._renew_at = asked_at + max(life_s - RENEW_BEFORE_S, 0.9 * life_s)

@@ -95,7 +95,8 @@ class ImageRecord(_FromAPI):
     """
 
     id: StrictStr = Field(min_length=1)
-    version: StrictInt
+    # It is in a file's name, which has a longest length.
+    version: StrictInt = Field(ge=0, lt=2**63)
     status: StrictStr = Field(min_length=1)
     deactivated: StrictBool = False
     updated_at: Timestamp | None = None

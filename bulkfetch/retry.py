@@ -134,11 +134,11 @@ class Retry:
         return wait_s
 
 
-def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+def retry_after_s(status: int, headers: Mapping[str, str], now: float) -> float | None:
     """Read how long a server wants to be left alone, in seconds from `now` (Unix time), or None.
 
     `Retry-After` is seconds or a date (RFC 9110, section 10.2.3); `X-RateLimit-Reset` is seconds
-    or a Unix time, by convention only.
+    or a Unix time, by convention only, and speaks of 429 and 503: some send it with every answer.
     """
     if (text := headers.get("Retry-After")) is not None:
         if (text := text.strip()).isdecimal():
@@ -151,7 +151,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0.0, moment.timestamp() - now)
     text = headers.get("X-RateLimit-Reset", "").strip()
-    if not text.isdecimal():
+    if status not in (429, 503) or not text.isdecimal():
         return None
     value = float(text)
     return max(0.0, value - now) if value > _EPOCH_BEGINS else value

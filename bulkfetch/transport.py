@@ -74,7 +74,7 @@ class Answer:
         raise StatusError(
             f"{who} answered HTTP {self.status}{phrase}",
             self.status,
-            retry_after_s(self.headers, self._now),
+            retry_after_s(self.status, self.headers, self._now),
         )
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -275,7 +275,10 @@ class Transport:
             return target
         if self._allow_loopback and scheme in ("http", "https") and is_loopback(host):
             return target
-        shown = f"{scheme}://{host}" if host else "no host in a plain form"
+        # A URL that was cut or glued together may have anything where its host should be.
+        shown = "no host in a plain form"
+        if _HOST_NAME.fullmatch(host) or is_loopback(host):
+            shown = f"{scheme}://{host}"
         raise HostDeniedError(
             f"the signed URL names {shown}, which is no storage host bulkfetch knows: nothing was "
             "sent; if it is yours, name it with --storage-host"
@@ -301,7 +304,9 @@ def expires_at(url: str) -> float | None:
 def _proxy_for(url: URL) -> str | None:
     if is_loopback(url.host) or urllib.request.proxy_bypass(url.host or ""):
         return None
-    return urllib.request.getproxies().get(url.scheme)
+    proxy = urllib.request.getproxies().get(url.scheme)
+    # Written without a scheme it means HTTP, to curl and to everybody.
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 @contextmanager
@@ -314,6 +319,10 @@ def _named_errors(who: str) -> Iterator[None]:
         raise ConnectionFailedError(
             f"{who} showed a certificate that cannot be trusted: {reason}", retryable=False
         ) from None
+    except (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError) as error:
+        status = getattr(error, "status", None)
+        reason = f"answered HTTP {status}" if status else "could not be reached"
+        raise ConnectionFailedError(f"the proxy on the way to {who} {reason}") from None
     except aiohttp.ClientConnectorDNSError:
         raise ConnectionFailedError(f"{who}: its name is not known to DNS") from None
     except (aiohttp.ClientSSLError, ssl.SSLError):

@@ -74,8 +74,9 @@ def exists(name: str, directory: int) -> bool:
 
 
 def read(name: str, directory: int) -> bytes:
-    """Return a file's bytes."""
-    with os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory), "rb") as file:
+    """Return a file's bytes; a pipe that lies there is empty, and not waited for."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(name, flags, dir_fd=directory), "rb") as file:
         return file.read()
 
 
