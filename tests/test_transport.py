@@ -12,6 +12,8 @@ from typing import Any
 
 import aiohttp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from yarl import URL
 
 from bulkfetch import transport as transport_module
@@ -25,7 +27,7 @@ from bulkfetch.errors import (
     TimedOutError,
 )
 from bulkfetch.settings import Settings
-from bulkfetch.transport import Transport, _named_errors, _proxy_for, connect
+from bulkfetch.transport import Transport, _named_errors, _proxy_for, connect, expires_at
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 SAYS = "words of the server"
@@ -644,3 +646,26 @@ async def test_a_body_is_handed_over_as_stored_not_decoded() -> None:
         connect(settings(server.url)) as transport,
     ):
         assert await get(transport, f"{server.url}/o") == stored
+
+
+@pytest.mark.parametrize(
+    ("query", "end"),
+    [
+        ("X-Goog-Date=20231114T221320Z&X-Goog-Expires=900&X-Goog-Signature=ab", 1_700_000_900.0),
+        ("GoogleAccessId=x%40y&Expires=1700000900&Signature=a%2Fb", 1_700_000_900.0),
+        ("X-Goog-Date=20231114T221320Z", None),
+        ("X-Goog-Date=yesterday&X-Goog-Expires=900", None),
+        ("X-Goog-Date=20231114T221320Z&X-Goog-Expires=soon", None),
+        ("Expires=", None),
+        ("", None),
+    ],
+)
+def test_the_end_of_a_signed_url_is_read_where_it_tells(query: str, end: float | None) -> None:
+    assert expires_at(f"https://storage.googleapis.com/bucket/object?{query}") == end
+
+
+@given(st.text())
+def test_no_form_of_url_breaks_the_reading_of_its_end(text: str) -> None:
+    for url in (text, f"https://storage.googleapis.com/o?X-Goog-Date={text}&X-Goog-Expires={text}"):
+        expires_at(url)
+        expires_at(f"https://storage.googleapis.com/o?Expires={text}")

@@ -36,6 +36,7 @@ def run(argv: Sequence[str]) -> int:
             "bulkfetch download patients.csv --out archive --environment staging --dry-run",
             "zcat patients.txt.gz | bulkfetch download - --manifest-format txt -o archive --json",
         ],
+        arguments="MANIFEST --out DEST",
     )
     parser.add_argument(
         "manifest",

@@ -17,10 +17,14 @@ def run(argv: Sequence[str]) -> int:
         "manifest",
         "Work with manifests.",
         ["bulkfetch manifest check patients.csv", "bulkfetch manifest check - --json < ids.csv"],
+        arguments="check MANIFEST",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     check = commands.add_parser(
-        "check", help="read every row of a manifest, and name the bad ones", allow_abbrev=False
+        "check",
+        prog="bulkfetch manifest check",
+        help="read every row of a manifest, and name the bad ones",
+        allow_abbrev=False,
     )
     check.add_argument("manifest", metavar="MANIFEST", help="a file; - for standard input")
     check.add_argument(

@@ -78,11 +78,15 @@ def given_options(namespace: argparse.Namespace, *positional: str) -> Mapping[st
 
 
 def command_parser(
-    command: str, description: str, examples: Sequence[str]
+    command: str, description: str, examples: Sequence[str], *, arguments: str = ""
 ) -> argparse.ArgumentParser:
-    """Return a parser that looks like those of the other commands."""
+    """Return a parser that looks like those of the other commands.
+
+    `arguments` is what its usage line says between the command and its options.
+    """
     return argparse.ArgumentParser(
         prog=f"bulkfetch {command}",
+        usage=" ".join(filter(None, ["%(prog)s", arguments, "[OPTIONS]"])),
         description=description,
         epilog="examples:\n" + "".join(f"  {example}\n" for example in examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
