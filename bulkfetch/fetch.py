@@ -144,7 +144,9 @@ class Downloader:
             wanted = item.action is Action.fetch
             return Ended(ImageOutcome.downloaded if wanted else _noted(item), item)
         if item.damage:
-            log.warning("image %s: %s: moved to quarantine", item.record.id, item.damage)
+            log.warning(
+                "image %s: %s: what is left goes to quarantine", item.record.id, item.damage
+            )
             await self._archive.quarantine(item.place)
         if item.action is Action.note:
             await self._archive.note(item.place, item.revision, self._sidecar(item, None))

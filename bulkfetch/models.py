@@ -227,7 +227,10 @@ class ImageSums(_Frozen):
 
 
 class Summary(_Frozen):
-    """What a run did; the sums balance."""
+    """What a run did; the sums balance.
+
+    `failures` is the path of the manifest of what failed, None where nothing did.
+    """
 
     run_id: str
     started_at: datetime
@@ -241,4 +244,5 @@ class Summary(_Frozen):
     bytes: int
     retries: int
     duplicate_rows: int = 0
+    failures: str | None = None
     bulkfetch_version: str

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 from yarl import URL
 
@@ -113,11 +114,6 @@ class Run:
         self._signal_status = exit_status
         self._stop()
 
-    @property
-    def failures_path(self) -> str | None:
-        """Where failures are named; None where nothing failed."""
-        return self._journal.failures_path if self._journal else None
-
     async def __call__(self) -> Summary:
         """Do the run, and return its sums, which are in the archive by then.
 
@@ -182,9 +178,10 @@ class Run:
         except FetchError as error:
             if not _is_of_the_host(error):
                 return error
-            raise UnreachableError(
-                f"{error}: check the network, --environment and --api-url; nothing was fetched"
-            ) from error
+            advice = "check the network, --environment and --api-url"
+            if isinstance(error, StatusError) and error.status == HTTPStatus.FORBIDDEN:
+                advice = "may these credentials read images? If so, " + advice
+            raise UnreachableError(f"{error}: {advice}; nothing was fetched") from error
 
     async def _work(
         self,
@@ -368,6 +365,7 @@ class Run:
             bytes=self._tally.bytes,
             retries=self._budget.count,
             duplicate_rows=self._facts.duplicates,
+            failures=self._journal.failures_path if self._journal else None,
             bulkfetch_version=__version__,
         )
 

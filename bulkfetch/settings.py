@@ -9,6 +9,7 @@ Secrets are no options: they come from the environment or from a file that it na
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import tomllib
@@ -145,6 +146,21 @@ def _host_name(text: str) -> str:
     return text.lower()
 
 
+def _no_number(value: object) -> object:
+    """Refuse `20261101`, which would be read as seconds since 1970."""
+    if isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdigit()):
+        raise ValueError("must be a time such as 2026-11-01 or 2026-11-01T12:00:00Z")
+    return value
+
+
+def _path_text(value: object) -> object:
+    """Take a path object, and `~` for the home directory as a shell does."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str) and text.startswith("~"):
+        return str(Path(text).expanduser())
+    return text
+
+
 def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
@@ -154,7 +170,7 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 HostNames = Annotated[
     tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
 ]
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
+Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
 _API = "where the images come from"
 _SPEED = "speed and patience"
@@ -177,13 +193,16 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_prefix_target="all",
+        env_ignore_empty=True,
         extra="forbid",
         frozen=True,
         hide_input_in_errors=True,
         populate_by_name=True,
     )
 
-    out: Annotated[str, Field(min_length=1), Option(_RUN, "DEST", "-o")] = Field(
+    out: Annotated[
+        str, BeforeValidator(_path_text), Field(min_length=1), Option(_RUN, "DEST", "-o")
+    ] = Field(
         description="the archive: a directory, made if it is not there",
     )
     config: Annotated[Path | None, Option(_RUN, "FILE")] = Field(
@@ -370,6 +389,25 @@ def load(settings_type: type[S], given: Mapping[str, Any]) -> S:
     raise ConfigurationError("\n".join(problems))
 
 
+def unknown_variables(settings_type: type[BaseSettings]) -> list[str]:
+    """Say which `BULKFETCH_*` variables are no options, each with the likeliest one meant.
+
+    They are no error: other programs name variables for a service called bulkfetch.
+    """
+    known = {
+        f"{ENV_PREFIX}{(field.alias or name).upper()}"
+        for name, field in settings_type.model_fields.items()
+    }
+    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX))
+    said = []
+    for name in unknown:
+        if name not in known:
+            meant = difflib.get_close_matches(name, known, 1)
+            hint = f"; is {meant[0]} meant?" if meant else ""
+            said.append(f"{name} in the environment is no option{hint}")
+    return said
+
+
 def _explain(
     settings_type: type[BaseSettings], problem: ErrorDetails, given: Mapping[str, Any]
 ) -> str:
@@ -405,9 +443,9 @@ def _read_toml(settings_type: type[BaseSettings], path: Path) -> dict[str, Any]:
     for key in values:
         if key in _SECRETS:
             raise ConfigurationError(
-                f"the configuration file {path} holds the secret {key!r}: move it to the "
-                f"environment ({ENV_PREFIX}{key.upper()}) or to a file of its own "
-                f"({ENV_PREFIX}{key.upper()}_FILE), and change it, since it was written down"
+                f"the configuration file {path} holds the secret {key}, which is no option: "
+                f"move it to the environment as {ENV_PREFIX}{key.upper()} or to a file of its own, "
+                f"named by {ENV_PREFIX}{key.upper()}_FILE, and change it, since it was written down"
             )
     known = {field.alias or name for name, field in settings_type.model_fields.items()}
     if unknown := sorted(set(values) - known):

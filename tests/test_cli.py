@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 import bulkfetch as package
 from bulkfetch.cli import COMMANDS
 from bulkfetch.cli.options import DownloadSettings
+from bulkfetch.simulator import parse_fault
 from tests.conftest import (
     Serve,
     bulkfetch,
@@ -211,3 +213,82 @@ def test_log_lines_are_json_on_request(serve: Serve, tmp_path: Path) -> None:
     )
     lines = [json.loads(line) for line in result.err.splitlines() if line.startswith("{")]
     assert any(line["level"] == "warning" and new in line["message"] for line in lines)
+
+
+def test_the_demo_is_the_same_whatever_is_set_for_the_real_account(tmp_path: Path) -> None:
+    environment = {
+        "BULKFETCH_TOKEN": "x",
+        "BULKFETCH_DRY_RUN": "true",
+        "BULKFETCH_CONFIG": "/nowhere",
+        "BULKFETCH_STATUS": "NOTHING",
+    }
+    result = bulkfetch("demo", "--patients", "3", cwd=tmp_path, environment=environment)
+    assert result.status == 0, result.err
+    assert "Next:" in result.err
+
+
+def test_a_mistyped_variable_is_said(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve()
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    result = bulkfetch(
+        "download", manifest, "--out", tmp_path / "archive",
+        environment={**credentials(simulator), "BULKFETCH_ENVIROMENT": "staging"},
+    )  # fmt: skip
+    assert result.status == 0
+    assert "BULKFETCH_ENVIROMENT" in result.err
+    assert "is BULKFETCH_ENVIRONMENT meant?" in result.err
+
+
+def test_a_filter_that_leaves_nothing_is_said(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve()
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    result = download(simulator, manifest, tmp_path / "archive", "--side=LEFT")
+    assert "every image was filtered out" in result.err
+
+
+def test_patients_that_are_unknown_are_empty_and_it_is_said(serve: Serve, tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "patients.csv", ["9999", "../../etc/passwd"])
+    result = download(serve(), manifest, tmp_path / "archive")
+    assert result.summary["patients"]["empty"] == 2
+    assert "are these IDs of this account?" in result.err
+
+
+def test_the_command_for_another_try_can_be_pasted(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(faults=(parse_fault("storage:404"),))
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    archive = tmp_path / "my cards"
+    result = download(simulator, manifest, archive)
+    assert result.status == 1
+    pasted = shlex.split(result.err.splitlines()[-1])
+    assert pasted[:2] == ["bulkfetch", "download"]
+    assert Path(pasted[2]).read_text().startswith("patient_id,")
+    assert pasted[2] == result.summary["failures"]
+    simulator.faults.clear()
+    again = bulkfetch(*pasted[1:], environment=credentials(simulator))
+    assert again.status == 0, again.err
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&-", ">/dev/full"])
+def test_a_closed_or_full_standard_stream_is_no_internal_error(
+    serve: Serve, tmp_path: Path, closed: str
+) -> None:
+    simulator = serve()
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    arguments = f'download "{manifest}" --out "{tmp_path}/archive" --json {closed}'
+    result = subprocess.run(
+        ["sh", "-c", f'"{sys.executable}" -m bulkfetch {arguments}'],
+        capture_output=True, check=False, env={**os.environ, **credentials(simulator)},
+    )  # fmt: skip
+    assert result.returncode == (1 if "full" in closed else 0), result.stderr
+    assert b"internal error" not in result.stdout + result.stderr
+    assert b"Traceback" not in result.stderr
+    (summary,) = tmp_path.glob("archive/.bulkfetch/runs/*/summary.json")
+    assert json.loads(summary.read_bytes())["exit_code"] == 0
+
+
+def test_a_path_object_and_the_home_directory_are_destinations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert package.Settings(out="~/archive").out == str(tmp_path / "archive")
+    assert package.Settings(out=tmp_path).out == str(tmp_path)

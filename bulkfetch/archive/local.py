@@ -107,8 +107,15 @@ class LocalArchive:
 
     @classmethod
     def open_read_only(cls, out: str, identity: Identity) -> Self:
-        """Open an archive to look into it; there need not be one."""
-        return cls(Path(out).absolute(), "", identity, None, durable=False)
+        """Open an archive to look into it; there need not be one.
+
+        Raises:
+            ArchiveMismatchError: it is another account's archive.
+        """
+        root = Path(out)
+        with files.named(out):
+            found = _read_identity(root, identity)
+        return cls(root.absolute(), "", found or identity, None, durable=False)
 
     @property
     def run_directory(self) -> Path:

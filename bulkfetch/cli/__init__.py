@@ -21,6 +21,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status (see "Exit status" in the README)."""
+    _open_what_is_closed()
     parser = argparse.ArgumentParser(
         prog="bulkfetch",
         usage="bulkfetch COMMAND [OPTIONS]",
@@ -67,6 +68,11 @@ def _call(command: str, argv: Sequence[str]) -> int:
         # Whoever read standard output went away: not worth a word, but no success either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        # The archive's errors have names of their own: this is standard output or error.
+        print(f"bulkfetch: cannot write the answer: {error.strerror}", file=sys.stderr)  # noqa: T201
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
@@ -80,3 +86,15 @@ def _call(command: str, argv: Sequence[str]) -> int:
         )
         return 1
     return int(status)
+
+
+def _open_what_is_closed() -> None:
+    """Put an empty device where the caller closed a standard stream, as with `2>&-`."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # The lowest free descriptor is the one that was closed, if those before are open.
+            device = os.open(os.devnull, os.O_RDWR)
+            if device != number:
+                os.dup2(device, number)
+                os.close(device)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bulkfetch.manifest import Manifest
 from bulkfetch.models import Summary
 from bulkfetch.pipeline import Run
 from bulkfetch.progress import ProgressStyle, progress_for
-from bulkfetch.settings import Settings
+from bulkfetch.settings import ENV_PREFIX, Settings
 from bulkfetch.simulator import Simulator, SimulatorConfig
 
 _PATIENTS_SHOWN = 3
@@ -45,6 +46,9 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.patients < 1:
         parser.error("--patients: there must be at least one")
+    # A demo is the same for everybody, whatever is set for the real account.
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
+        del os.environ[name]
     logs.configure(logs.LogLevel.error, logs.LogFormat.text)
     simulator = Simulator(SimulatorConfig(patients=given.patients))
     patients, archive = given.out / "patients.csv", given.out / "archive"
@@ -53,17 +57,17 @@ def run(argv: Sequence[str]) -> int:
     except OSError as error:
         raise DestinationError(f"{given.out} cannot be made: {error.strerror}") from error
     write_manifest(simulator, patients)
-    say(f"$ bulkfetch download {patients} --out {archive}\n")
+    say(f"$ {running.program()} download {patients} --out {archive}\n")
     with Manifest(patients) as manifest:
         summary = asyncio.run(_download(simulator, manifest, archive))
     if isinstance(summary, int):
         return summary
-    running.show(summary, str(archive), None)
+    running.show(summary, str(archive))
     say(f"\n{archive}/")
     for line in _tree(archive):
         say(f"  {line}")
     say(_one_sidecar(archive))
-    say(_NEXT.format(out=given.out))
+    say(_NEXT.format(program=running.program(), out=given.out))
     return summary.exit_code
 
 
@@ -105,8 +109,8 @@ def _one_sidecar(archive: Path) -> str:
 
 _NEXT = """\
 Next:
-  bulkfetch demo --out {out}     # again: all is unchanged, nothing is fetched twice
-  bulkfetch simulate --help      # an API to practise on, with faults on demand
-  export BULKFETCH_CLIENT_ID=... BULKFETCH_CLIENT_SECRET=...
-  bulkfetch download patients.csv --out archive --dry-run    # your own account
+  {program} demo --out {out}     # again: all is unchanged, nothing is fetched twice
+  {program} simulate --help      # an API to practise on, with faults on demand
+  export BULKFETCH_CLIENT_ID=... BULKFETCH_CLIENT_SECRET_FILE=...
+  {program} download MANIFEST --out archive --dry-run    # your own account
 """

@@ -18,7 +18,7 @@ from bulkfetch.cli.options import (
 from bulkfetch.manifest import Manifest
 from bulkfetch.pipeline import Run
 from bulkfetch.progress import progress_for
-from bulkfetch.settings import load
+from bulkfetch.settings import load, unknown_variables
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
     namespace = parser.parse_args(argv)
     settings = load(DownloadSettings, given_options(namespace, "manifest"))
     logs.configure(settings.log_level, settings.log_format)
+    for mistake in unknown_variables(DownloadSettings):
+        log.warning("%s", mistake)
     with Manifest(
         namespace.manifest, settings.manifest_format, allow_empty=settings.allow_empty
     ) as manifest:
@@ -57,7 +59,7 @@ def run(argv: Sequence[str]) -> int:
         summary = asyncio.run(running.do(job))
     if isinstance(summary, int):
         return summary
-    running.show(summary, settings.out, job.failures_path)
+    running.show(summary, settings.out, may_go_on=job.fatal is None)
     if settings.summary_as_json:
         print(summary.model_dump_json())  # noqa: T201  what a program reads
     if job.fatal is not None:

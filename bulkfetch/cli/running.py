@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 from bulkfetch.models import ImageSums, PatientSums, Summary
 from bulkfetch.pipeline import Run
 from bulkfetch.progress import size_text
 
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+# 128 and the signal's number, as shells count.
+EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 
 
 async def do(run: Run) -> Summary | int:
-    """Do a run that Ctrl-C and SIGTERM end in order.
+    """Do a run that Ctrl-C, SIGTERM and a lost terminal end in order.
 
     Returns its summary, or the exit status where it was interrupted before it began.
     """
@@ -26,7 +30,9 @@ async def do(run: Run) -> Summary | int:
         status = EXIT_STATUS[number]
         run.interrupt(status)
 
-    for number in EXIT_STATUS:
+    # Under `nohup` a hang-up is to be ignored, and stays so.
+    heeded = [n for n in EXIT_STATUS if signal.getsignal(n) is not signal.SIG_IGN]
+    for number in heeded:
         loop.add_signal_handler(number, interrupt, number)
     try:
         return await run()
@@ -36,28 +42,34 @@ async def do(run: Run) -> Summary | int:
         say("interrupted before anything was fetched")
         return status
     finally:
-        for number in EXIT_STATUS:
+        for number in heeded:
             loop.remove_signal_handler(number)
 
 
-def show(summary: Summary, out: str, failures_path: str | None) -> None:
-    """Print the sums, and what to do next."""
-    say(table(summary.patients, summary.images))
+def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
+    """Print the sums, and what to do next; `may_go_on` unless an error says something else."""
+    patients, images = summary.patients, summary.images
+    say(table(patients, images))
     rate = size_text(summary.bytes / summary.seconds) if summary.seconds else "0 B"
     say(
         f"\n{size_text(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
-        f"{summary.retries} retries; run {summary.run_id}"
+        f"retries: {summary.retries}; run {summary.run_id}"
     )
     if summary.duplicate_rows:
-        say(f"{summary.duplicate_rows} manifest rows repeat others and were fetched once")
+        say(f"manifest rows that repeat others, and were fetched once: {summary.duplicate_rows}")
     if summary.dry_run:
         say("dry run: nothing was written; what is 'downloaded' above would be")
-    if summary.interrupted or summary.patients.not_reached:
+    if images.filtered and images.filtered == images.listed:
+        say("every image was filtered out: are --side, --file-type, --status as the API says them?")
+    if patients.empty > patients.total / 2:
+        say("most patients have no image: are these IDs of this account?")
+    if patients.not_reached and may_go_on:
         say("not all was reached: run the same command again to go on from here")
-    if failures_path:
+    if summary.failures:
+        again = shlex.join(["bulkfetch", "download", summary.failures, "--out", out])
         say(
-            f"{summary.patients.failed} failed: see {failures_path}; "
-            f"to try these again:\n  bulkfetch download {failures_path} --out {out}"
+            f"{patients.failed} failed: see {summary.failures}\n"
+            f"to try these again, with the same other options:\n  {again}"
         )
 
 
@@ -77,3 +89,11 @@ def table(patients: PatientSums, images: ImageSums) -> str:
 def say(text: str) -> None:
     """Print words for a person."""
     print(text, file=sys.stderr)  # noqa: T201  this is where words go
+
+
+def program() -> str:
+    """How this program can be called from here."""
+    if shutil.which("bulkfetch"):
+        return "bulkfetch"
+    here = Path(sys.argv[0])
+    return str(here) if here.name == "bulkfetch" else f"{sys.executable} -m bulkfetch"

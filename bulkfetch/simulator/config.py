@@ -69,5 +69,7 @@ class SimulatorConfig:
             )
         if self.patients_per_instant is not None and self.patients_per_instant < 1:
             raise ValueError("patients_per_instant must be at least 1")
+        if not 0 <= self.port < 65535:
+            raise ValueError(f"port must be from 0 to 65534, but is {self.port}")
         if self.rate_limit is not None and self.rate_limit <= 0:
             raise ValueError("rate_limit must be more than 0")
