@@ -16,6 +16,9 @@ demo: .venv/.runtime  ## run the main job against the embedded simulator, and lo
 test: .venv/.dev  ## run the tests
 	$(BIN)/python -m pytest -n auto
 
+soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
+	$(BIN)/python -m pytest -m soak
+
 lint: .venv/.dev  ## style, format, types, and the walls between the modules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -43,4 +46,4 @@ clean:  ## remove what was built, and the environment
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help demo test lint format wheel clean
+.PHONY: help demo test soak lint format wheel clean
