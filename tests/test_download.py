@@ -150,7 +150,7 @@ def test_a_repeated_row_is_fetched_once_and_said(
     result = download(simulator, manifest, tmp_path / "archive")
     assert simulator.requests["images"] == 1
     assert result.summary["patients"]["total"] == 1
-    assert "1 manifest row" in result.err
+    assert "were fetched once: 1" in result.err
 
 
 def test_coverage_rows_and_include_coverages_find_images_of_a_coverage_alone(
