@@ -175,7 +175,7 @@ def told(directory: Path, target: str, faults: Sequence[str], count: str = "") -
                     return plan.strike(struck, resource)
             return []
 
-        simulator.faults.strike = strike  # type: ignore[method-assign, assignment]
+        simulator.faults.strike = strike  # type: ignore[method-assign, assignment]  # for this one simulator
         manifest = write_manifest(directory / "patients.csv", patients)
         result = download(simulator, manifest, directory / "archive", *QUICK)
         assert "Traceback" not in result.err

@@ -149,7 +149,7 @@ def test_every_error_of_aiohttp_and_the_system_has_a_name_of_ours(
     kind: type[BaseException],
 ) -> None:
     error = kind.__new__(kind)
-    error._certificate_error = ssl.SSLCertVerificationError()  # type: ignore[attr-defined]
+    error._certificate_error = ssl.SSLCertVerificationError()  # type: ignore[attr-defined]  # what the real one sets
     with pytest.raises(FetchError) as caught, _named_errors("the host"):
         raise error
     assert caught.value.__suppress_context__
@@ -458,7 +458,7 @@ async def test_every_request_to_the_api_takes_its_turn_at_the_rate_limit() -> No
             turns += 1
             await acquire(amount)
 
-        limiter.acquire = count  # type: ignore[method-assign]
+        limiter.acquire = count  # type: ignore[method-assign]  # counted, not waited for
         await asyncio.gather(*(transport.ask("GET", server.url) for _ in range(20)))
     assert turns == len(server.requests) == 20
 

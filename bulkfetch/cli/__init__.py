@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.version:
         from bulkfetch._version import __version__  # noqa: PLC0415  only this option needs it
 
-        print(f"bulkfetch {__version__}")  # noqa: T201  the answer
+        print(f"bulkfetch {__version__}")
         return 0
     if given.command is None:
         parser.print_help(sys.stderr)
@@ -59,10 +59,10 @@ def _call(command: str, argv: Sequence[str]) -> int:
         status = module.run(argv)
         sys.stdout.flush()
     except BulkfetchError as error:
-        print(f"bulkfetch: {redact(str(error))}", file=sys.stderr)  # noqa: T201
+        print(f"bulkfetch: {redact(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("bulkfetch: interrupted", file=sys.stderr)  # noqa: T201
+        print("bulkfetch: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read standard output went away: not worth a word, but no success either.
@@ -70,7 +70,7 @@ def _call(command: str, argv: Sequence[str]) -> int:
         return 1
     except OSError as error:
         # The archive's errors have names of their own: this is standard output or error.
-        print(f"bulkfetch: cannot write the answer: {error.strerror}", file=sys.stderr)  # noqa: T201
+        print(f"bulkfetch: cannot write the answer: {error.strerror}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
@@ -80,7 +80,7 @@ def _call(command: str, argv: Sequence[str]) -> int:
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
         where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
-        print(  # noqa: T201
+        print(
             f"bulkfetch: internal error, please report it: {type(error).__name__}{where}",
             file=sys.stderr,
         )

@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         return summary
     running.show(summary, settings.out, may_go_on=job.fatal is None)
     if settings.summary_as_json:
-        print(summary.model_dump_json())  # noqa: T201  what a program reads
+        print(summary.model_dump_json())
     if job.fatal is not None:
         raise job.fatal
     return summary.exit_code

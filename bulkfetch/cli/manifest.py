@@ -49,5 +49,5 @@ def run(argv: Sequence[str]) -> int:
     for example in facts.duplicate_examples:
         say(f"  {example}")
     if given.json:
-        print(json.dumps(asdict(facts)))  # noqa: T201  what a program reads
+        print(json.dumps(asdict(facts)))
     return 0

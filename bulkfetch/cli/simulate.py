@@ -95,7 +95,7 @@ async def _serve(simulator: Simulator) -> None:
             "auth_url": simulator.auth_url,
             "storage_url": simulator.storage_url,
         }
-        print(json.dumps(where), flush=True)  # noqa: T201  what a program reads
+        print(json.dumps(where), flush=True)
         config = simulator.config
         say(
             f"serving {config.patients:,} synthetic patients; to fetch their cards:\n"
