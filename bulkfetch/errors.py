@@ -16,6 +16,7 @@ BulkfetchError
     ├── SignedURLError         storage did not accept the signed URL: a new one is needed
     ├── ServiceDownError       the API or the storage has been failing for too long: the run stops
     ├── TypeMismatchError      the bytes are of another type than declared
+    ├── PathRefusedError       something lies in the archive where a directory belongs: remove it
     ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
     └── TooLargeError          the file is larger than `max_file_size`
 
@@ -39,6 +40,7 @@ __all__ = [
     "FetchError",
     "HostDeniedError",
     "ManifestError",
+    "PathRefusedError",
     "ServiceDownError",
     "SignedURLError",
     "StatusError",
@@ -183,6 +185,12 @@ class HostDeniedError(FetchError):
     """The signed URL names a host that bulkfetch may not talk to; nothing was sent."""
 
     kind = "host_denied"
+
+
+class PathRefusedError(FetchError):
+    """A link or a file lies in the archive where a directory belongs; it was not followed."""
+
+    kind = "path_refused"
 
 
 class TooLargeError(FetchError):

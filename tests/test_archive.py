@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from bulkfetch.archive import Identity, LocalArchive
-from bulkfetch.errors import ArchiveMismatchError, DestinationError
+from bulkfetch.errors import ArchiveMismatchError, DestinationError, PathRefusedError
 from bulkfetch.models import FileInfo, Requested, Sidecar, SidecarOutcome
 from bulkfetch.plan import Held, Place
 
@@ -402,7 +402,7 @@ async def test_a_link_in_the_place_of_a_directory_is_never_followed(
         "held": lambda: held(archive),
         "quarantine": lambda: archive.quarantine(PLACE),
     }
-    with pytest.raises(DestinationError):
+    with pytest.raises(PathRefusedError):
         await doing[action]()
     assert names(outside) == {"i-1.v1.json"}
     assert (outside / "i-1.v1.json").read_text(encoding="utf-8") == "theirs"

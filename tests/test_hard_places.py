@@ -151,9 +151,11 @@ def test_ids_that_point_out_of_the_archive_stay_in_it(
     assert [path.name for path in (tmp_path / "below").iterdir()] == ["archive"]
 
 
-def test_a_planted_link_is_not_followed(serve: Serve, tmp_path: Path, manifest: Path) -> None:
-    simulator = serve(patients=2)
-    patient_id = next(simulator.patient_ids())
+def test_a_planted_link_is_not_followed_and_fails_its_patient_alone(
+    serve: Serve, tmp_path: Path, manifest: Path
+) -> None:
+    simulator = serve(patients=5)
+    patient_id = next(p for p in simulator.patient_ids() if simulator.expected_images(p))
     outside = tmp_path / "outside"
     outside.mkdir()
     archive = tmp_path / "archive"
@@ -161,9 +163,13 @@ def test_a_planted_link_is_not_followed(serve: Serve, tmp_path: Path, manifest: 
     (archive / patient_id).symlink_to(outside)
     write_manifest(manifest, list(simulator.patient_ids()))
     result = download(simulator, manifest, archive)
-    assert result.status == 4, result.err
+    assert result.status == 1, result.err
     assert "Traceback" not in result.err
     assert not list(outside.iterdir())
+    (row,) = failures(archive, result.summary["run_id"])
+    assert (row["patient_id"], row["bulkfetch_kind"]) == (patient_id, "path_refused")
+    assert result.summary["patients"]["failed"] == 1
+    assert not result.summary["patients"]["not_reached"]
 
 
 @pytest.fixture

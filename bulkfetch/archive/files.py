@@ -6,13 +6,14 @@ So neither a name nor a link that somebody planted leads out of the archive.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from bulkfetch.errors import DestinationError
+from bulkfetch.errors import DestinationError, PathRefusedError
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
@@ -60,8 +61,19 @@ def subdirectory(name: str, parent: int) -> Iterator[int]:
 
 
 def open_directory(name: str, parent: int) -> int:
-    """Return a descriptor of a directory in another; the caller closes it."""
-    return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    """Return a descriptor of a directory in another; the caller closes it.
+
+    Raises:
+        PathRefusedError: what lies there is a symbolic link, or no directory.
+    """
+    try:
+        return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+        raise PathRefusedError(
+            f"{name} in the archive is a link or a file where a directory belongs: move it away"
+        ) from None
 
 
 def exists(name: str, directory: int) -> bool:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.archive.base import Kept, Mark
+from bulkfetch.errors import PathRefusedError
 from bulkfetch.plan import Place
 
 # A part that nobody came back for in a week is of an image that changed, or of no one's manifest.
@@ -70,7 +71,7 @@ class Parts:
                 files.subdirectory(place.directory, root) as directory,
             ):
                 size = os.stat(part_name(place), dir_fd=directory, follow_symlinks=False).st_size
-        except OSError:
+        except (OSError, PathRefusedError):
             return None
         return Kept(mark=mark, size=size) if 0 < size < mark.total else None
 
@@ -89,7 +90,7 @@ class Parts:
         if self._marks.pop(place, None) is None:
             return
         with (
-            suppress(OSError),
+            suppress(OSError, PathRefusedError),
             files.descriptor(self._root) as root,
             files.subdirectory(place.directory, root) as directory,
         ):
