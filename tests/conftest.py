@@ -7,16 +7,25 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from bulkfetch.simulator import Simulator, SimulatorConfig
+
+# No example is too slow, since the machine may be. CI tries the same examples each time, so that a
+# change is judged by itself; everywhere else new ones are looked for.
+settings.register_profile("search", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +147,29 @@ def download(
         environment=credentials(simulator),
         within=within,
     )
+
+
+def with_mounts_of_its_own(script: str) -> list[str]:
+    """What to put before a command so that `script` may mount file systems for it alone.
+
+    The script ends by running `"$@"`. Skips the test in a container that allows no mount.
+    """
+    for rights in _rights_to_mount():
+        return ["unshare", *rights, "--mount", "sh", "-c", script, "sh"]
+    pytest.skip("this machine allows no mount, not even one that nobody else sees")
+
+
+@cache
+def _rights_to_mount() -> list[list[str]]:
+    attempts: list[list[str]] = [[], ["--map-root-user"]]
+    trial = ["--mount", "mount", "-t", "tmpfs", "none", tempfile.gettempdir()]
+    return [
+        rights
+        for rights in attempts
+        if subprocess.run(
+            ["unshare", *rights, *trial], capture_output=True, check=False
+        ).returncode == 0
+    ]  # fmt: skip
 
 
 def write_manifest(path: Path, patient_ids: Sequence[str]) -> Path:

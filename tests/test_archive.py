@@ -23,6 +23,7 @@ from bulkfetch.archive import Identity, LocalArchive
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, PathRefusedError
 from bulkfetch.models import FileInfo, Requested, Sidecar, SidecarOutcome
 from bulkfetch.plan import Held, Place
+from tests.conftest import with_mounts_of_its_own
 
 IDENTITY = Identity(api_host="127.0.0.1")
 PLACE = Place("p-1", "i-1.v1")
@@ -376,12 +377,11 @@ await put(archive, DATA, Place("p-1", "i-0.v1"))
 """
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="needs a file system of its own")
 @pytest.mark.parametrize("data", ["b'x' * 30_000", "LARGE"])
 def test_a_full_disk_is_a_destination_error_and_leaves_whole_pairs(root: Path, data: str) -> None:
     root.mkdir()
     mounted = f'mount -t tmpfs -o size=6m none "{root}" && exec "$@"'
-    within = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"]
+    within = with_mounts_of_its_own(mounted)
     with child(root, FILLED.replace("DATA", data), *within) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -15,7 +15,15 @@ import pytest
 
 from bulkfetch.archive import Identity, LocalArchive
 from bulkfetch.simulator import parse_fault
-from tests.conftest import Result, Serve, bulkfetch, credentials, download, write_manifest
+from tests.conftest import (
+    Result,
+    Serve,
+    bulkfetch,
+    credentials,
+    download,
+    with_mounts_of_its_own,
+    write_manifest,
+)
 
 TOKEN = {"BULKFETCH_TOKEN": "a-token"}
 
@@ -193,7 +201,7 @@ def test_a_destination_on_a_read_only_file_system(
     frozen = tmp_path / "frozen"
     frozen.mkdir()
     mounted = f'mount -t tmpfs -o ro none "{frozen}" && exec "$@"'
-    within = ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted, "sh"]
+    within = with_mounts_of_its_own(mounted)
     result = download(simulator, manifest, frozen / "archive", within=within)
     clear(result, 4, str(frozen), "cannot be written")
     assert not simulator.requests

@@ -22,6 +22,7 @@ from tests.conftest import (
     download,
     sidecars,
     start_bulkfetch,
+    with_mounts_of_its_own,
     write_manifest,
 )
 from tests.faulty import balance, failures, intact, listed, uploaded, whole
@@ -39,7 +40,7 @@ def on_small_disk(disk: Path, copy: Path, filler_bytes: int = 0) -> list[str]:
         f'head -c {filler_bytes} /dev/zero >"{disk}/filler" && '
         f'{{ "$@"; status=$?; cp -a "{disk}/." "{copy}"; exit $status; }}'
     )
-    return ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh"]
+    return with_mounts_of_its_own(script)
 
 
 @pytest.mark.parametrize("size", [150_000, 3_000_000])
