@@ -40,22 +40,23 @@ def serving(config: SimulatorConfig) -> Iterator[Simulator]:
     """Serve a simulator from a thread of its own, so that blocking tests can talk to it."""
     simulator = Simulator(config)
     started, stop = threading.Event(), asyncio.Event()
-    loop = asyncio.new_event_loop()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
         async with simulator:
             started.set()
             await stop.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    # `asyncio.run` ends what is still being answered, too.
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
     try:
         assert started.wait(10)
         yield simulator
     finally:
-        loop.call_soon_threadsafe(stop.set)
+        loops[0].call_soon_threadsafe(stop.set)
         thread.join()
-        loop.close()
 
 
 Serve = Callable[..., Simulator]
