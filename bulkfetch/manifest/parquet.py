@@ -32,7 +32,7 @@ def rows(source: Source) -> Iterator[Row]:
     """
     try:
         import pyarrow as pa  # noqa: PLC0415  # 50 MB that most users do not have
-        from pyarrow import parquet  # noqa: PLC0415
+        from pyarrow import parquet  # noqa: PLC0415  # the same
     except ImportError as error:
         raise ManifestError(
             f"{source.name}: Parquet needs pyarrow: pip install 'bulkfetch[parquet]'"
