@@ -23,7 +23,12 @@ async def download_async(manifest: str | os.PathLike[str], settings: Settings) -
         UnreachableError: the API did not answer the first question; nothing was fetched.
         DestinationError: the archive cannot be written, or another run holds it.
     """
-    with Manifest(manifest, settings.manifest_format, allow_empty=settings.allow_empty) as opened:
+    with Manifest(
+        manifest,
+        settings.manifest_format,
+        allow_empty=settings.allow_empty,
+        shard=settings.shard,
+    ) as opened:
         facts = await asyncio.to_thread(opened.check)
         run = Run(opened, facts, settings)
         summary = await run()

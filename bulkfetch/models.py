@@ -6,10 +6,11 @@ and file types are plain text, since the API may add to them at any time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,7 @@ from pydantic import (
 
 SCHEMA_VERSION: Literal[1] = 1
 UPLOADED = "UPLOADED"
+_LONGEST_SHARD = 20
 
 
 class _Frozen(BaseModel):
@@ -53,6 +55,41 @@ class ManifestRow(_Frozen):
         """The IDs, for a message."""
         named = (("patient", self.patient_id), ("coverage", self.coverage_id))
         return ", ".join(f"{what} {identity}" for what, identity in named if identity)
+
+
+class Shard(NamedTuple):
+    """One of several shares of a manifest, numbered from 1.
+
+    A row belongs to the share that the SHA-256 of its patient's ID says (of its coverage's where it
+    has none), so that any job can tell its own rows without asking another.
+    """
+
+    number: int
+    shares: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `I/N`.
+
+        Raises:
+            ValueError: it is not of that form, or I is not from 1 to N.
+        """
+        number, slash, shares = text.partition("/")
+        if not (slash and number.isdecimal() and shares.isdecimal() and len(text) < _LONGEST_SHARD):
+            raise ValueError("must be I/N, such as 1/4 for the first of four")
+        shard = cls(int(number), int(shares))
+        if not 1 <= shard.number <= shard.shares:
+            raise ValueError("must be I/N with I from 1 to N")
+        return shard
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.shares}"
+
+    def holds(self, patient_id: str | None, coverage_id: str | None) -> bool:
+        """Tell whether a row with these IDs belongs to this share."""
+        identity = (patient_id or coverage_id or "").encode("utf-8", "surrogatepass")
+        digest = hashlib.sha256(identity).digest()
+        return int.from_bytes(digest[:8], "big") % self.shares == self.number - 1
 
 
 class _FromAPI(BaseModel):
@@ -229,7 +266,8 @@ class ImageSums(_Frozen):
 class Summary(_Frozen):
     """What a run did; the sums balance.
 
-    `failures` is the path of the manifest of what failed, None where nothing did.
+    `failures` is the path of the manifest of what failed, None where nothing did. Of a `shard`, the
+    sums are those of its own rows.
     """
 
     run_id: str
@@ -239,6 +277,7 @@ class Summary(_Frozen):
     interrupted: bool
     exit_code: int
     dry_run: bool = False
+    shard: str | None = None
     patients: PatientSums
     images: ImageSums
     bytes: int

@@ -127,7 +127,9 @@ class Run:
         settings = self._settings
         started = time.monotonic()
         credentials = settings.credentials()
-        identity = Identity(api_host=URL(settings.api_base_url).host or "")
+        identity = Identity(
+            api_host=URL(settings.api_base_url).host or "", path_template=settings.path_template
+        )
         LocalArchive.check(settings.out, identity)
         async with connect(settings) as transport:
             self._transport = transport
@@ -142,7 +144,11 @@ class Run:
                 else:
                     self._archive = stack.enter_context(
                         LocalArchive.open(
-                            settings.out, self.run_id, identity, durable=not settings.no_fsync
+                            settings.out,
+                            self.run_id,
+                            identity,
+                            shard=settings.shard,
+                            durable=not settings.no_fsync,
                         )
                     )
                     self._journal = Journal(self._archive.run_directory, self._facts.columns)
@@ -299,7 +305,8 @@ class Run:
                 row.label,
                 ", ".join(sorted(others)),
             )
-        places = [place_of(record, row) for record in records]
+        template = self._settings.path_template
+        places = [place_of(record, row, template) for record in records]
         held = await self._archive.held(places, rehash=self._settings.force)
         return [
             plan(record, row, state, self._settings)
@@ -360,6 +367,7 @@ class Run:
             interrupted=self._signal_status is not None,
             exit_code=exit_code,
             dry_run=self._settings.dry_run,
+            shard=str(self._settings.shard) if self._settings.shard else None,
             patients=patients,
             images=images,
             bytes=self._tally.bytes,

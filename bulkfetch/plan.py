@@ -1,32 +1,25 @@
-"""What to do about an image, and where it lies: decided from what is known, touching nothing.
-
-Names come from strangers, so they are never trusted as paths: see `safe_name`.
-"""
+"""What to do about an image, and where it lies: decided from what is known, touching nothing."""
 
 from __future__ import annotations
 
 import hashlib
-import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 from fnmatch import fnmatchcase
 
 from bulkfetch.models import UPLOADED, ImageRecord, ManifestRow, Sidecar, SidecarOutcome
+from bulkfetch.paths import COVERAGE_PREFIX, DEFAULT_TEMPLATE, parse_template, safe_name
 from bulkfetch.settings import Settings
 
-LONGEST_NAME = 100
-_LONGEST_STEM = 40
-_PLAIN = re.compile(r"[a-z0-9._-]+")
-_COVERAGE_PREFIX = "coverage-"
-
-# Names that Windows keeps for devices, whatever follows their first dot:
-# https://learn.microsoft.com/windows/win32/fileio/naming-a-file. An archive may be copied there.
-_DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
+# What a directory of the path template is called where an image has no such value; no ID's safe
+# name begins like this.
+_NONE = "~none"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an image lies: a directory below the archive, and the stem of its files' names."""
+    """Where an image lies: a path of directories below the archive, and its files' stem."""
 
     directory: str
     stem: str
@@ -79,38 +72,47 @@ class Item:
     damage: str | None = None
 
 
-def safe_name(identity: str) -> str:
-    """Return a file name for an ID: itself where it is harmless, else a stem and a digest.
-
-    Harmless is what every file system keeps apart and none gives a meaning to: `[a-z0-9._-]`, at
-    most 100 long, not beginning with `.`, `-` or `coverage-`, not ending in a dot, no device name.
-    Anything else becomes what is harmless in it, `~` and 16 hex digits of its SHA-256, so that
-    IDs which differ only in case, say, never meet. The ID itself is in the sidecar.
-    """
-    if (
-        len(identity) <= LONGEST_NAME
-        and _PLAIN.fullmatch(identity)
-        and not identity.startswith((".", "-", _COVERAGE_PREFIX))
-        and not identity.endswith(".")
-        and not _DEVICES.match(identity)
-    ):
-        return identity
-    stem = "".join(_PLAIN.findall(identity.lower()))[:_LONGEST_STEM].strip(".-")
-    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    if stem.startswith(_COVERAGE_PREFIX) or _DEVICES.match(stem):
-        stem = ""
-    return f"{stem}~{digest}"
-
-
-def place_of(record: ImageRecord, row: ManifestRow) -> Place:
+def place_of(record: ImageRecord, row: ManifestRow, path_template: str = DEFAULT_TEMPLATE) -> Place:
     """Say where an image belongs: with its own patient, whoever was asked for."""
+    directory = "/".join(
+        f"{text}{_FIELDS[field](record, row)}" if field else text
+        for text, field in parse_template(path_template)
+    )
+    return Place(directory, f"{safe_name(record.id)}.v{record.version}")
+
+
+def _patient(record: ImageRecord, row: ManifestRow) -> str:
     patient_id = record.patient.id if record.patient else row.patient_id
     if patient_id is not None:
-        directory = safe_name(patient_id)
-    else:
-        coverage_id = record.coverage.id if record.coverage else row.coverage_id or ""
-        directory = _COVERAGE_PREFIX + safe_name(coverage_id)
-    return Place(directory, f"{safe_name(record.id)}.v{record.version}")
+        return safe_name(patient_id)
+    return COVERAGE_PREFIX + _coverage(record, row)
+
+
+def _patient_hash(record: ImageRecord, row: ManifestRow) -> str:
+    return hashlib.sha256(_patient(record, row).encode()).hexdigest()[:2]
+
+
+def _coverage(record: ImageRecord, row: ManifestRow) -> str:
+    coverage_id = record.coverage.id if record.coverage else row.coverage_id
+    return safe_name(coverage_id) if coverage_id else _NONE
+
+
+def _organization(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    return safe_name(record.organization_id) if record.organization_id else _NONE
+
+
+def _side(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    side = record.coverage.side if record.coverage else None
+    return safe_name(side.lower()) if side else _NONE
+
+
+_FIELDS: dict[str, Callable[[ImageRecord, ManifestRow], str]] = {
+    "patient_id": _patient,
+    "patient_hash": _patient_hash,
+    "coverage_id": _coverage,
+    "organization_id": _organization,
+    "side": _side,
+}
 
 
 def is_wanted(record: ImageRecord, settings: Settings) -> bool:
@@ -133,7 +135,7 @@ def is_wanted(record: ImageRecord, settings: Settings) -> bool:
 
 def plan(record: ImageRecord, row: ManifestRow, held: Held | None, settings: Settings) -> Item:
     """Decide what is to be done about one listed image, given what the archive holds of it."""
-    place = place_of(record, row)
+    place = place_of(record, row, settings.path_template)
     if not is_wanted(record, settings):
         return Item(record, row, place, Action.leave_out)
     uploaded = record.status == UPLOADED

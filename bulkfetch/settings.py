@@ -41,6 +41,8 @@ from yarl import URL
 
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import ManifestFormat
+from bulkfetch.models import Shard
+from bulkfetch.paths import DEFAULT_TEMPLATE, TEMPLATE_FIELDS, parse_template
 
 ENV_PREFIX = "BULKFETCH_"
 
@@ -165,11 +167,21 @@ def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
+def _path_template(text: str) -> str:
+    parse_template(text)
+    return text
+
+
+def _shard(value: object) -> object:
+    return value if value is None or isinstance(value, Shard) else Shard.parse(str(value))
+
+
 BaseURL = Annotated[str, AfterValidator(_base_url)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 HostNames = Annotated[
     tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
 ]
+PathTemplate = Annotated[str, AfterValidator(_path_template)]
 Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
 _API = "where the images come from"
@@ -211,6 +223,15 @@ class Settings(BaseSettings):
     manifest_format: Annotated[ManifestFormat | None, Option(_RUN, "FORM")] = Field(
         default=None,
         description=f"where the ending does not tell: {', '.join(ManifestFormat)}",
+    )
+    path_template: Annotated[PathTemplate, Option(_RUN, "TEMPLATE")] = Field(
+        default=DEFAULT_TEMPLATE,
+        description="where in the archive an image lies: directories with "
+        f"{', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)}, and the name as it is",
+    )
+    shard: Annotated[Shard | None, NoDecode, BeforeValidator(_shard), Option(_RUN, "I/N")] = Field(
+        default=None,
+        description="only the I-th of N shares of the manifest; all N may run side by side",
     )
     dry_run: Annotated[bool, Option(_RUN)] = Field(
         default=False, description="ask the API and say what would be fetched; write nothing"

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from bulkfetch.cli.options import DownloadSettings
 from bulkfetch.errors import ConfigurationError
+from bulkfetch.models import Shard
 from bulkfetch.settings import (
     ClientCredentials,
     Environment,
@@ -55,7 +56,8 @@ def read(key: str, given: Mapping[str, Any]) -> Any:
 # Of these, every option takes at least two.
 WORDS = ["true", "false", "7", "8", "https://a.invalid", "https://b.invalid", "2026-01-02",
          "2026-01-03", "staging", "local", "csv", "tsv", "plain", "none", "error", "debug",
-         "json", "text", "a.invalid", "b.invalid", "1/3", "2/3"]  # fmt: skip
+         "json", "text", "a.invalid", "b.invalid", "1/3", "2/3",
+         "a/{image_id}.v{version}", "b/{image_id}.v{version}"]  # fmt: skip
 
 
 def samples(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -81,7 +83,7 @@ def samples(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
 def toml(value: object) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not isinstance(value, Shard):
         return json.dumps([str(part) for part in value])
     return json.dumps(str(value))
 

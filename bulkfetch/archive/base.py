@@ -13,10 +13,10 @@ from typing import Protocol
 from pydantic import BaseModel, ConfigDict
 
 from bulkfetch.models import Sidecar
+from bulkfetch.paths import DEFAULT_TEMPLATE
 from bulkfetch.plan import Held, Place
 
 LAYOUT = 1
-DEFAULT_TEMPLATE = "{patient_id}/{image_id}.v{version}"
 
 
 class Identity(BaseModel):

@@ -60,13 +60,35 @@ def subdirectory(name: str, parent: int) -> Iterator[int]:
         os.close(opened)
 
 
-def open_directory(name: str, parent: int) -> int:
-    """Return a descriptor of a directory in another; the caller closes it.
+def open_directory(path: str, parent: int, *, make: bool = False, durable: bool = False) -> int:
+    """Return a descriptor of a directory below another; the caller closes it.
+
+    With `make`, those that are missing are made, each private to its owner.
 
     Raises:
-        PathRefusedError: what lies there is a symbolic link, or no directory.
+        PathRefusedError: on the way lies a symbolic link, or what is no directory.
     """
+    name, _, below = path.partition("/")
+    opened = _open_directory(name, parent, make=make, durable=durable)
+    if not below:
+        return opened
     try:
+        return open_directory(below, opened, make=make, durable=durable)
+    finally:
+        os.close(opened)
+
+
+def _open_directory(name: str, parent: int, *, make: bool, durable: bool) -> int:
+    try:
+        try:
+            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with suppress(FileExistsError):
+            os.mkdir(name, DIRECTORY_MODE, dir_fd=parent)
+            if durable:
+                os.fsync(parent)
         return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):

@@ -6,26 +6,27 @@ that neither a name nor a link that somebody planted leads out of the archive.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import re
-import socket
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.archive.base import LAYOUT, Identity, Stage
+from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError
-from bulkfetch.models import SCHEMA_VERSION, FileInfo, Sidecar
+from bulkfetch.models import SCHEMA_VERSION, FileInfo, Shard, Sidecar
+from bulkfetch.paths import parse_template
 from bulkfetch.plan import Held, Place
 
 PRIVATE = ".bulkfetch"
@@ -40,14 +41,15 @@ class LocalArchive:
     """
 
     def __init__(
-        self, root: Path, run_id: str, identity: Identity, lock: FileLock | None, *, durable: bool
+        self, root: Path, run_id: str, identity: Identity, hold: Hold | None, *, durable: bool
     ) -> None:
         self._root = root
         self._run_id = run_id
         self._identity = identity
-        self._lock = lock
+        self._hold = hold
         self._durable = durable
-        self._parts = Parts(root, root / PRIVATE / "parts")
+        self._claiming = asyncio.Lock()
+        self._parts = Parts(root, root / PRIVATE / "parts", hold.owner if hold else WHOLE)
 
     @staticmethod
     def check(out: str, identity: Identity) -> None:
@@ -78,9 +80,15 @@ class LocalArchive:
     @classmethod
     @contextmanager
     def open(
-        cls, out: str, run_id: str, identity: Identity, *, durable: bool = True
+        cls,
+        out: str,
+        run_id: str,
+        identity: Identity,
+        *,
+        shard: Shard | None = None,
+        durable: bool = True,
     ) -> Iterator[Self]:
-        """Make or open an archive and hold it until the context ends.
+        """Make or open an archive, clear away what dead runs left, and hold it to the end.
 
         Raises:
             DestinationError: it cannot be written, or another run holds it.
@@ -89,21 +97,18 @@ class LocalArchive:
         root = Path(out)
         with files.named(out):
             files.make_directory(root / PRIVATE)
-        lock = _hold(root, run_id)
-        try:
+        with hold(root / PRIVATE, run_id, shard) as held:
             with files.named(out):
                 files.check_room(root)
                 found = _read_identity(root, identity)
-                archive = cls(root.resolve(), run_id, found or identity, lock, durable=durable)
+                archive = cls(root.resolve(), run_id, found or identity, held, durable=durable)
                 if found is None:
                     archive.write_private("archive.json", identity.model_dump_json(indent=2))
                 files.make_directory(archive.run_directory)
                 archive._parts.load()
+                archive._parts.sweep(len(parse_template(identity.path_template)), held.dead)
+                held.cleared()
             yield archive
-        finally:
-            with suppress(OSError):
-                (root / PRIVATE / "holder.json").unlink()
-            lock.release()
 
     @classmethod
     def open_read_only(cls, out: str, identity: Identity) -> Self:
@@ -165,18 +170,24 @@ class LocalArchive:
 
     async def claim(self, organization_id: str) -> None:
         """See `Archive.claim`."""
-        known = self._identity.organization_id
-        if known == organization_id:
+        if self._identity.organization_id == organization_id:
             return
-        if known is not None:
-            raise ArchiveMismatchError(
-                f"{self._root} is the archive of organization {known}, and these credentials are "
-                f"of organization {organization_id}: name another directory with --out"
-            )
-        self._identity = self._identity.model_copy(update={"organization_id": organization_id})
-        if self._lock is not None:
-            text = self._identity.model_dump_json(indent=2)
-            await in_thread(lambda: self.write_private("archive.json", text))
+        async with self._claiming:
+            known = self._identity.organization_id
+            if known is None and self._hold is not None:
+                # A shard beside this one may have been told meanwhile.
+                found = await in_thread(lambda: _read_identity(self._root, self._identity))
+                known = found.organization_id if found else None
+            if known not in (None, organization_id):
+                raise ArchiveMismatchError(
+                    f"{self._root} is the archive of organization {known}, and these credentials "
+                    f"are of organization {organization_id}: name another directory with --out"
+                )
+            identity = self._identity.model_copy(update={"organization_id": organization_id})
+            if known is None and self._hold is not None:
+                text = identity.model_dump_json(indent=2)
+                await in_thread(lambda: self.write_private("archive.json", text))
+            self._identity = identity
 
     def write_private(self, name: str, text: str) -> None:
         """Write a whole text file below `.bulkfetch`, or leave the one that is there."""
@@ -185,7 +196,7 @@ class LocalArchive:
             self._write(directory, path.name, f"{text}\n".encode())
 
     def _write(self, directory: int, name: str, data: bytes, part: str | None = None) -> None:
-        part = part or f".{name}.part"
+        part = part or self._parts.name(name)
         files.write_whole(directory, part, name, data, durable=self._durable)
 
     def _publish(self, stage: LocalStage, name: str, revision: int, sidecar: Sidecar) -> None:
@@ -204,13 +215,9 @@ class LocalArchive:
         data = f"{text}\n".encode("utf-8", "backslashreplace")
         self._write(directory, place.sidecar(revision), data)
 
-    def _make_directory(self, name: str) -> int:
+    def _make_directory(self, path: str) -> int:
         with files.descriptor(self._root) as root:
-            with suppress(FileExistsError):
-                os.mkdir(name, files.DIRECTORY_MODE, dir_fd=root)
-                if self._durable:
-                    os.fsync(root)
-            return files.open_directory(name, root)
+            return files.open_directory(path, root, make=True, durable=self._durable)
 
     @contextmanager
     def _directory(self, name: str) -> Iterator[int]:
@@ -259,28 +266,6 @@ class LocalArchive:
             if self._durable:
                 os.fsync(target)
                 os.fsync(directory)
-
-
-def _hold(root: Path, run_id: str) -> FileLock:
-    holder = root / PRIVATE / "holder.json"
-    lock = FileLock(root / PRIVATE / "lock", timeout=0, mode=files.FILE_MODE)
-    with files.named(str(root)):
-        try:
-            lock.acquire()
-        except Timeout:
-            try:
-                who = json.loads(holder.read_text(encoding="utf-8"))
-                named = f" (run {who['run_id']}, process {who['pid']} on {who['host']})"
-            except (OSError, ValueError, KeyError, TypeError):
-                named = ""
-            raise DestinationError(
-                f"{root} is held by another run{named}: wait for it to end"
-            ) from None
-        text = json.dumps({"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()})
-        holder.unlink(missing_ok=True)
-        holder.touch(mode=files.FILE_MODE)
-        holder.write_text(text, encoding="utf-8")
-    return lock
 
 
 def _read_identity(root: Path, wanted: Identity) -> Identity | None:

@@ -1,6 +1,7 @@
-"""Long bodies that did not come to their end: what is there already, and of which object.
+"""Bytes that did not come to their end: what is there already, of which object, and whose.
 
-A part lies beside its final name. What object it is of stands in `.bulkfetch/parts/`, so that the
+A part lies beside its final name, and tells which shard's run wrote it, so that runs side by side
+never write to the same one. What object a long one is of stands in `.bulkfetch/parts/`, so that the
 next run knows of it without looking through the whole archive.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from bulkfetch.plan import Place
 
 # A part that nobody came back for in a week is of an image that changed, or of no one's manifest.
 KEEP_S = 7 * 24 * 3600.0
+# The name of a part, by its owner: "" of a run on the whole archive, `2-of-4` of a shard's.
+_PART = re.compile(r"\..*?(?:\.(?P<owner>[0-9]+-of-[0-9]+))?\.part", re.DOTALL)
 
 
 class _Entry(BaseModel):
@@ -28,76 +33,151 @@ class _Entry(BaseModel):
 
     directory: str
     stem: str
+    owner: str = ""
     mark: Mark
 
 
-def part_name(place: Place) -> str:
-    """The name of a part, beside the final one."""
-    return f".{place.stem}.part"
+def part_name(name: str, owner: str) -> str:
+    """What a file is called before it has its name."""
+    return f".{name}.{owner}.part" if owner else f".{name}.part"
 
 
 class Parts:
-    """The parts of an archive."""
+    """The parts of an archive, for one owner; those that no run can be writing become its own."""
 
-    def __init__(self, root: Path, directory: Path) -> None:
+    def __init__(self, root: Path, directory: Path, owner: str) -> None:
         self._root = root
         self._directory = directory
-        self._marks: dict[Place, Mark] = {}
+        self._owner = owner
+        self._entries: dict[Place, _Entry] = {}
+
+    def name(self, name: str) -> str:
+        """What a file is called before it has its name, in this run."""
+        return part_name(name, self._owner)
 
     def load(self) -> None:
-        """Read what earlier runs left; drop what is too old, and entries without a part."""
+        """Read what earlier runs left of long bodies; drop what is too old or has no part."""
         if not self._directory.is_dir():
             return
+        _, _, count = self._owner.partition("-of-")
         oldest = time.time() - KEEP_S
-        for path in self._directory.iterdir():
+        for path in self._directory.glob("*.json"):
             try:
                 entry = _Entry.model_validate_json(path.read_bytes())
+                is_old = path.stat().st_mtime < oldest
+            except FileNotFoundError:
+                continue
             except (OSError, ValidationError):
                 path.unlink(missing_ok=True)
                 continue
+            if entry.owner not in ("", self._owner) and entry.owner.endswith(f"-of-{count}"):
+                # A shard that may be at work beside this one.
+                continue
             place = Place(entry.directory, entry.stem)
-            self._marks[place] = entry.mark
-            if path.stat().st_mtime < oldest or self.find(place) is None:
+            self._entries[place] = entry
+            if is_old or self._size(entry) is None:
                 self.remove(place)
+
+    def sweep(self, depth: int, dead: Mapping[str, float]) -> None:
+        """Remove the parts that dead runs left, but for those that can be continued.
+
+        Args:
+            depth: how many directories lie above an image.
+            dead: since when each of their owners ran; what did not change since is not looked into.
+        """
+        if not dead:
+            return
+        since = min(dead.values())
+        kept = {(entry.directory, self._part(entry)) for entry in self._entries.values()}
+
+        def clear(directory: int, path: str, below: int) -> None:
+            found: list[str] = []
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    part = _PART.fullmatch(entry.name)
+                    if part and (part["owner"] or "") in dead and (path, entry.name) not in kept:
+                        os.unlink(entry.name, dir_fd=directory)
+                    elif (
+                        below
+                        and entry.is_dir(follow_symlinks=False)
+                        and (below > 1 or entry.stat(follow_symlinks=False).st_mtime >= since)
+                    ):
+                        found.append(entry.name)
+            for name in found:
+                with (
+                    suppress(FileNotFoundError, PathRefusedError),
+                    files.subdirectory(name, directory) as opened,
+                ):
+                    clear(opened, f"{path}/{name}".lstrip("/"), below - 1)
+
+        with files.descriptor(self._root) as root:
+            clear(root, "", depth)
+            for name in (".bulkfetch", ".bulkfetch/parts"):
+                with suppress(FileNotFoundError), files.subdirectory(name, root) as directory:
+                    clear(directory, name, 0)
+            with suppress(FileNotFoundError), files.subdirectory(".bulkfetch/runs", root) as runs:
+                clear(runs, ".bulkfetch/runs", 1)
 
     def find(self, place: Place) -> Kept | None:
         """Return what is there of an image, None where nothing is."""
-        mark = self._marks.get(place)
-        if mark is None:
+        entry = self._entries.get(place)
+        if entry is None:
             return None
         try:
-            with (
-                files.descriptor(self._root) as root,
-                files.subdirectory(place.directory, root) as directory,
-            ):
-                size = os.stat(part_name(place), dir_fd=directory, follow_symlinks=False).st_size
+            if entry.owner != self._owner:
+                with (
+                    files.descriptor(self._root) as root,
+                    files.subdirectory(place.directory, root) as directory,
+                ):
+                    files.rename(directory, self._part(entry), self.name(place.stem), durable=False)
+                self._path(entry).unlink(missing_ok=True)
+                self.remember(place, entry.mark)
+                entry = self._entries[place]
         except (OSError, PathRefusedError):
+            del self._entries[place]
             return None
-        return Kept(mark=mark, size=size) if 0 < size < mark.total else None
+        size = self._size(entry)
+        return Kept(mark=entry.mark, size=size) if size else None
 
     def remember(self, place: Place, mark: Mark) -> None:
         """Note which object a part is of, before there is one."""
         files.make_directory(self._directory)
-        entry = _Entry(directory=place.directory, stem=place.stem, mark=mark)
+        entry = _Entry(directory=place.directory, stem=place.stem, owner=self._owner, mark=mark)
+        path = self._path(entry)
         with files.descriptor(self._directory) as directory:
-            name = self._entry(place)
             data = entry.model_dump_json().encode()
-            files.write_whole(directory, f".{name}.part", name, data, durable=False)
-        self._marks[place] = mark
+            files.write_whole(directory, self.name(path.name), path.name, data, durable=False)
+        self._entries[place] = entry
 
     def remove(self, place: Place) -> None:
         """Remove an image's part and what is known of it, if anything is."""
-        if self._marks.pop(place, None) is None:
+        entry = self._entries.pop(place, None)
+        if entry is None:
             return
         with (
             suppress(OSError, PathRefusedError),
             files.descriptor(self._root) as root,
             files.subdirectory(place.directory, root) as directory,
         ):
-            os.unlink(part_name(place), dir_fd=directory)
+            os.unlink(self._part(entry), dir_fd=directory)
         with suppress(OSError):
-            (self._directory / self._entry(place)).unlink()
+            self._path(entry).unlink()
+
+    def _size(self, entry: _Entry) -> int | None:
+        try:
+            with (
+                files.descriptor(self._root) as root,
+                files.subdirectory(entry.directory, root) as directory,
+            ):
+                found = os.stat(self._part(entry), dir_fd=directory, follow_symlinks=False)
+        except (OSError, PathRefusedError):
+            return None
+        return found.st_size if 0 < found.st_size < entry.mark.total else None
+
+    def _path(self, entry: _Entry) -> Path:
+        key = f"{entry.directory}/{entry.stem}/{entry.owner}"
+        return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     @staticmethod
-    def _entry(place: Place) -> str:
-        return hashlib.sha256(f"{place.directory}/{place.stem}".encode()).hexdigest()[:32] + ".json"
+    def _part(entry: _Entry) -> str:
+        return part_name(entry.stem, entry.owner)

@@ -14,7 +14,7 @@ from aiofiles.threadpool.binary import AsyncFileIO
 
 from bulkfetch.archive import files
 from bulkfetch.archive.base import Kept, Mark
-from bulkfetch.archive.parts import Parts, part_name
+from bulkfetch.archive.parts import Parts
 from bulkfetch.errors import (
     ConnectionFailedError,
     SignedURLError,
@@ -44,7 +44,7 @@ class LocalStage:
 
     def __init__(self, place: Place, open_directory: Callable[[], int], parts: Parts) -> None:
         self.place = place
-        self.part = part_name(place)
+        self.part = parts.name(place.stem)
         self.file: AsyncFileIO | None = None
         self.kept = parts.find(place)
         self._parts = parts

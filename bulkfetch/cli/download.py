@@ -50,7 +50,10 @@ def run(argv: Sequence[str]) -> int:
     for mistake in unknown_variables(DownloadSettings):
         log.warning("%s", mistake)
     with Manifest(
-        namespace.manifest, settings.manifest_format, allow_empty=settings.allow_empty
+        namespace.manifest,
+        settings.manifest_format,
+        allow_empty=settings.allow_empty,
+        shard=settings.shard,
     ) as manifest:
         facts = manifest.check()
         for example in facts.duplicate_examples:

@@ -19,7 +19,7 @@ from bulkfetch.manifest.checks import CheckedRow, Columns, checked
 from bulkfetch.manifest.forms import Row
 from bulkfetch.manifest.index import Index
 from bulkfetch.manifest.source import ManifestFormat, Source, StopReadingError
-from bulkfetch.models import ManifestRow
+from bulkfetch.models import ManifestRow, Shard
 
 MAX_PROBLEMS = 100  # a screenful or three; who has more has one cause, and sees it
 MAX_EXAMPLES = 5
@@ -52,6 +52,7 @@ class Manifest:
             file, as is a pipe.
         format: the form; None has it told by the ending, and makes standard input CSV.
         allow_empty: whether a manifest without any row is a good one.
+        shard: the share of the rows to be counted and handed out; all are checked.
 
     Attributes:
         name: the path as given, or "<standard input>".
@@ -66,10 +67,13 @@ class Manifest:
         format: ManifestFormat | None = None,  # noqa: A002  # the option's name
         *,
         allow_empty: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         self._source = Source(source, format)
         self.name = self._source.name
         self._allow_empty = allow_empty
+        self._shard = shard
+        self._is_empty = True
         self._index: Index | None = None
         self._count = 0
 
@@ -92,7 +96,7 @@ class Manifest:
             )
             self._source.raise_if_changed()
             problems.raise_if_any()
-            if not count and not self._allow_empty:
+            if self._is_empty and not self._allow_empty:
                 raise ManifestError(
                     f"{self.name} has no rows, so nothing is to be fetched: correct it, or give "
                     "--allow-empty if that may be"
@@ -173,8 +177,12 @@ class Manifest:
     def _checked(
         self, columns: Columns, report: Callable[[int, str], None]
     ) -> Iterator[CheckedRow]:
+        shard = self._shard
         try:
-            yield from checked(self._read(), columns, report)
+            for row in checked(self._read(), columns, report):
+                self._is_empty = False
+                if shard is None or shard.holds(row[1], row[2]):
+                    yield row
         except StopReadingError as stop:
             report(stop.line, stop.what)
 

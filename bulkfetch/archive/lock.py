@@ -1,0 +1,130 @@
+"""One run at a time on an archive, or the shards of one run side by side.
+
+A lock dies with its process; beside it a file names the holder. One that still names a process
+whose lock is free tells that this run did not end in order, and since when it ran.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bulkfetch.archive import files
+from bulkfetch.errors import DestinationError
+from bulkfetch.models import Shard
+
+WHOLE = ""
+# A shard holds the whole archive's lock only while it looks at the others' locks.
+_GATE_S = 2.0
+_OWNER = re.compile(r"([0-9]+)-of-([0-9]+)")
+
+
+class Hold:
+    """What a run may do in an archive that it holds.
+
+    Attributes:
+        owner: who writes here, for names of files: "" for a run on the whole, or `2-of-4`.
+        dead: the owners of runs that did not end in order, and whose leavings are this run's to
+            clear away: when each began, as Unix time of the archive's file system.
+    """
+
+    def __init__(self, private: Path, owner: str, dead: Mapping[str, float]) -> None:
+        self._private = private
+        self.owner = owner
+        self.dead = dead
+
+    def cleared(self) -> None:
+        """Note that nothing is left of the dead."""
+        for owner in self.dead:
+            if owner != self.owner:
+                _holder(self._private, owner).unlink(missing_ok=True)
+        os.utime(_holder(self._private, self.owner))
+        self.dead = {}
+
+
+@contextmanager
+def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
+    """Hold an archive, or one shard's share of it, until the context ends.
+
+    Raises:
+        DestinationError: another run holds it, or a shard of another number of shards does.
+    """
+    owner = WHOLE if shard is None else f"{shard.number}-of-{shard.shares}"
+    with ExitStack() as held:
+        with files.named(str(private.parent)), ExitStack() as gate:
+            # A run on the whole keeps what is only a gate to a shard.
+            (gate if shard else held).enter_context(
+                _locked(private, WHOLE, wait_s=_GATE_S if shard else 0.0)
+            )
+            if shard:
+                held.enter_context(_locked(private, owner))
+            dead: dict[str, float] = {}
+            for other in sorted({*_owners(private, "lock"), *_owners(private, "holder"), owner}):
+                if other not in (WHOLE, owner):
+                    if shard and _OWNER.sub(r"\2", other) == str(shard.shares):
+                        continue
+                    gate.enter_context(_locked(private, other))
+                with suppress(FileNotFoundError):
+                    dead[other] = _holder(private, other).stat().st_mtime
+            _write_holder(private, owner, run_id)
+            if owner in dead:
+                # A run that dies before all is cleared away leaves the same to the next.
+                os.utime(_holder(private, owner), (dead[owner], dead[owner]))
+        holding = Hold(private, owner, dead)
+        try:
+            yield holding
+        finally:
+            # Where the dead's leavings are still there, the next run is to know.
+            if not holding.dead:
+                with suppress(OSError):
+                    _holder(private, owner).unlink()
+
+
+@contextmanager
+def _locked(private: Path, owner: str, *, wait_s: float = 0.0) -> Iterator[None]:
+    lock = FileLock(_name(private, "lock", owner, ""), timeout=wait_s, mode=files.FILE_MODE)
+    try:
+        lock.acquire()
+    except Timeout:
+        try:
+            who = json.loads(_holder(private, owner).read_text(encoding="utf-8"))
+            named = f" (run {who['run_id']}, process {who['pid']} on {who['host']})"
+        except (OSError, ValueError, KeyError, TypeError):
+            named = ""
+        raise DestinationError(
+            f"{private.parent} is held by another run{named}: wait for it to end"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _owners(private: Path, what: str) -> Iterator[str]:
+    for path in private.glob(f"{what}*"):
+        owner = path.name.removesuffix(".json").removeprefix(what).removeprefix("-")
+        if owner == WHOLE or _OWNER.fullmatch(owner):
+            yield owner
+
+
+def _holder(private: Path, owner: str) -> Path:
+    return _name(private, "holder", owner, ".json")
+
+
+def _name(private: Path, what: str, owner: str, ending: str) -> Path:
+    return private / f"{what}{'-' if owner else ''}{owner}{ending}"
+
+
+def _write_holder(private: Path, owner: str, run_id: str) -> None:
+    path = _holder(private, owner)
+    text = json.dumps({"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()})
+    path.unlink(missing_ok=True)
+    path.touch(mode=files.FILE_MODE)
+    path.write_text(text, encoding="utf-8")
