@@ -16,6 +16,7 @@ BulkfetchError
     ├── SignedURLError         storage did not accept the signed URL: a new one is needed
     ├── ServiceDownError       the API or the storage has been failing for too long: the run stops
     ├── TypeMismatchError      the bytes are of another type than declared
+    ├── TakenError             another shard's run did this image meanwhile: look again
     ├── PathRefusedError       something lies in the archive where a directory belongs: remove it
     ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
     └── TooLargeError          the file is larger than `max_file_size`
@@ -44,6 +45,7 @@ __all__ = [
     "ServiceDownError",
     "SignedURLError",
     "StatusError",
+    "TakenError",
     "TimedOutError",
     "TooLargeError",
     "TypeMismatchError",
@@ -191,6 +193,12 @@ class PathRefusedError(FetchError):
     """A link or a file lies in the archive where a directory belongs; it was not followed."""
 
     kind = "path_refused"
+
+
+class TakenError(FetchError):
+    """Another shard's run archived the image, or mended it, since this run looked."""
+
+    kind = "taken"
 
 
 class TooLargeError(FetchError):

@@ -21,6 +21,7 @@ from bulkfetch.errors import (
     FetchError,
     SignedURLError,
     StatusError,
+    TakenError,
     TypeMismatchError,
 )
 from bulkfetch.models import (
@@ -127,6 +128,10 @@ class Downloader:
                     raise
                 self._moved(item.record, moved.record)
                 (item,) = await self._planner([moved.record], item.row)
+            except TakenError:
+                if not moves_left:
+                    raise
+                (item,) = await self._planner([item.record], item.row)
         raise AssertionError("the last move raises")
 
     @asynccontextmanager

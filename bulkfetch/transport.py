@@ -223,7 +223,7 @@ class Transport:
                 location = answer.headers.get("Location")
                 if answer.status not in (301, 302, 303, 307, 308) or not location:
                     break
-                target = self._allowed(location)
+                target = self._allowed(location, "a redirect of the storage")
             if answer.status in (400, 401, 403):
                 raise SignedURLError(f"{who} refused the signed URL (HTTP {answer.status})")
             if answer.status != HTTPStatus.PARTIAL_CONTENT or "Range" not in sent:
@@ -257,7 +257,7 @@ class Transport:
             # A body read to its end has given its connection back already; another is cut off.
             response.close()
 
-    def _allowed(self, url: str) -> URL:
+    def _allowed(self, url: str, what: str = "the signed URL") -> URL:
         # What cannot be sent as it stands would be changed on the way; a user name or a password
         # would become an Authorization header.
         try:
@@ -280,7 +280,7 @@ class Transport:
         if _HOST_NAME.fullmatch(host) or is_loopback(host):
             shown = f"{scheme}://{host}"
         raise HostDeniedError(
-            f"the signed URL names {shown}, which is no storage host bulkfetch knows: nothing was "
+            f"{what} names {shown}, which is no storage host bulkfetch knows: nothing was "
             "sent; if it is yours, name it with --storage-host"
         )
 

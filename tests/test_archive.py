@@ -374,14 +374,21 @@ await put(archive, DATA, Place("p-1", "i-0.v1"))
 
 
 @pytest.mark.parametrize("data", ["b'x' * 30_000", "LARGE"])
-def test_a_full_disk_is_a_destination_error_and_leaves_whole_pairs(root: Path, data: str) -> None:
+@pytest.mark.parametrize(
+    ("reserve", "words"),
+    [("-(2**40)", "No space left on device"), ("files.RESERVE_BYTES", "is full")],
+)
+def test_a_full_disk_is_a_destination_error_and_leaves_whole_pairs(
+    root: Path, data: str, reserve: str, words: str
+) -> None:
     root.mkdir()
     mounted = f'mount -t tmpfs -o size=6m none "{root}" && exec "$@"'
     within = with_mounts_of_its_own(mounted)
-    with child(root, FILLED.replace("DATA", data), *within) as process:
+    reserved = f"from bulkfetch.archive import files\nfiles.RESERVE_BYTES = {reserve}\n"
+    with child(root, reserved + FILLED.replace("DATA", data), *within) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "No space left on device" in out
+    assert words in out
 
 
 @pytest.mark.parametrize("action", ["publish", "note", "held", "quarantine"])

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkfetch.archive import Identity, LocalArchive
-from bulkfetch.errors import DestinationError
+from bulkfetch.archive import LocalArchive
+from bulkfetch.errors import DestinationError, TakenError
 from bulkfetch.models import Shard
 from bulkfetch.simulator import Simulator, parse_fault
 from tests.conftest import (
@@ -27,8 +30,7 @@ from tests.conftest import (
     write_manifest,
 )
 from tests.faulty import balance, intact, whole
-
-IDENTITY = Identity(api_host="127.0.0.1")
+from tests.test_archive import IDENTITY, PLACE, SMALL, held, names, put, sidecar_for
 
 
 @given(st.text(min_size=1), st.integers(1, 50))
@@ -164,6 +166,70 @@ def test_what_would_write_to_the_same_share_is_refused_while_a_shard_runs(
     assert sidecars(archive)
 
 
+def test_an_image_that_two_shards_list_is_archived_once(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(patients=20, storage_latency_s=0.5)
+    images = next(
+        found
+        for patient in simulator.patient_ids()
+        if (found := [i for i in simulator.expected_images(patient) if uploaded_card(i)])
+    )
+    patient, coverage = str(images[0]["patient"]["id"]), str(images[0]["coverage"]["id"])
+    shares = next(
+        n for n in range(2, 20) if share_of(patient, None, n) != share_of(None, coverage, n)
+    )
+    manifest = tmp_path / "two.csv"
+    manifest.write_text(f"patient_id,coverage_id\n{patient},\n,{coverage}\n", encoding="utf-8")
+    archive = tmp_path / "archive"
+    jobs = [
+        started(simulator, manifest, archive, f"--shard={number}/{shares}", "--json")
+        for number in (share_of(patient, None, shares), share_of(None, coverage, shares))
+    ]
+    downloaded = 0
+    for job in jobs:
+        out, err = job.communicate(timeout=60)
+        assert job.returncode == 0, err.decode()
+        summary = json.loads(out)
+        balance(summary)
+        downloaded += summary["images"]["downloaded"]
+    whole(archive)
+    assert downloaded == len([s for s in sidecars(archive).values() if s["file"]])
+
+
+def uploaded_card(image: Mapping[str, Any]) -> bool:
+    return bool(image["status"] == "UPLOADED" and image["coverage"] and image["patient"])
+
+
+def share_of(patient_id: str | None, coverage_id: str | None, shares: int) -> int:
+    numbers = range(1, shares + 1)
+    return next(n for n in numbers if Shard(n, shares).holds(patient_id, coverage_id))
+
+
+async def test_what_a_neighbour_archived_or_mended_is_neither_overwritten_nor_moved(
+    tmp_path: Path,
+) -> None:
+    archive = str(tmp_path / "archive")
+    with (
+        LocalArchive.open(archive, "run-1", IDENTITY, shard=Shard(1, 2)) as one,
+        LocalArchive.open(archive, "run-2", IDENTITY, shard=Shard(2, 2)) as other,
+    ):
+        await put(one, SMALL)
+        (tmp_path / "archive" / PLACE.directory / PLACE.file("jpg")).write_bytes(b"damaged")
+        assert (state := await held(one)) is not None
+        assert state.damage
+        # Both saw the damage, and the other was first to mend it.
+        await other.quarantine(PLACE)
+        await put(other, SMALL)
+        with pytest.raises(TakenError):
+            await one.quarantine(PLACE)
+        with pytest.raises(TakenError):
+            await put(one, SMALL)
+        with pytest.raises(TakenError):
+            await one.note(PLACE, 1, sidecar_for(PLACE, None))
+        assert await held(one) == await held(other)
+        assert names(tmp_path / "archive" / PLACE.directory) == {"i-1.v1.jpg", "i-1.v1.json"}
+        assert not list((tmp_path / "archive" / ".bulkfetch" / "quarantine").glob("run-1/*/*"))
+
+
 def leave(path: Path, text: str = "half") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -177,6 +243,74 @@ def die(archive: Path, shard: Shard | None) -> None:
         with LocalArchive.open(str(archive), "run-dead", IDENTITY, shard=shard):
             os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(process, 0)
+
+
+def test_what_is_not_a_part_of_ours_is_left_alone(tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    die(archive, None)
+    theirs = [
+        leave(archive / ".notes.part"),
+        leave(archive / ".i-1.v1.part"),  # no image lies there
+        leave(archive / "p-1" / ".backup.tar.part"),
+        leave(archive / "p-1" / "i-1.v1.part"),
+        leave(archive / "p-1" / "deeper" / ".i-1.v1.part"),
+        leave(archive / ".bulkfetch" / ".cache.part"),
+        leave(archive / "p-1" / ".i-2.v1.part" / "file"),
+    ]
+    outside = leave(tmp_path / "outside" / ".i-1.v1.part")
+    (archive / "p-2").symlink_to(outside.parent)
+    ours = [
+        leave(archive / "p-1" / ".i-1.v1.part"),
+        leave(archive / "p-1" / ".i-1.v1.json.part"),
+        leave(archive / "p-1" / ".i-1.v1.r2.json.part"),
+        leave(archive / "p-1" / ".i-1.v1.r2.json.1-of-2.part"),
+        leave(archive / ".bulkfetch" / ".archive.json.part"),
+        leave(archive / ".bulkfetch" / "runs" / "run-dead" / ".summary.json.part"),
+    ]
+    leave(archive / ".bulkfetch" / "holder-1-of-2.json")
+    open_and_close(archive)
+    assert [path for path in ours if path.exists()] == []
+    assert [path for path in [*theirs, outside] if not path.exists()] == []
+
+
+def test_a_directory_that_may_not_be_read_does_not_stop_a_run(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(patients=3)
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    archive = tmp_path / "archive"
+    die(archive, None)
+    (archive / "lost+found").mkdir(mode=0o000)
+    # Root may read everything, unless it gives that up.
+    as_anybody = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    within = as_anybody if os.geteuid() == 0 else []
+    result = download(simulator, manifest, archive, within=within)
+    assert result.status == 0, result.err
+
+
+@pytest.mark.parametrize("name", ["", "/runs", "/parts", "/quarantine"])
+def test_a_link_in_the_place_of_our_own_directories_is_refused(tmp_path: Path, name: str) -> None:
+    archive, outside = tmp_path / "archive", tmp_path / "outside"
+    outside.mkdir()
+    link = archive / f".bulkfetch{name}"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    with pytest.raises(DestinationError, match="symbolic link"):
+        LocalArchive.check(str(archive), IDENTITY)
+    with pytest.raises(DestinationError, match="symbolic link"):
+        open_and_close(archive)
+    assert not list(outside.iterdir())
+
+
+def test_locks_of_a_large_job_are_no_hindrance_and_go_when_it_is_over(tmp_path: Path) -> None:
+    private = tmp_path / "archive" / ".bulkfetch"
+    for number in range(1, 301):
+        leave(private / f"lock-{number}-of-300")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len([*Path("/proc/self/fd").iterdir()]) + 60, hard))
+    try:
+        open_and_close(tmp_path / "archive")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not list(private.glob("lock-*"))
 
 
 def test_each_clears_away_what_the_dead_left_but_for_what_a_neighbour_may_be_writing(

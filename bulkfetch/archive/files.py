@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,13 +163,23 @@ async def to_its_end(work: asyncio.Future[T]) -> T:
         raise
 
 
-def check_room(path: Path) -> None:
-    """Raise `DestinationError` if less is free than it takes to end a run in order."""
+@contextmanager
+def alone(directory: int) -> Iterator[None]:
+    """Keep every other process out that asks for the same; the lock dies with its holder."""
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.flock(directory, fcntl.LOCK_UN)
+
+
+def check_room(path: Path, wanted_bytes: int = 0) -> None:
+    """Raise `DestinationError` if writing would leave less than it takes to end a run in order."""
     found = os.statvfs(path)
     size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
     # Some file systems report no size at all: nothing can be said of those.
     reserve = min(RESERVE_BYTES, size // 20)
-    if free < reserve:
+    if free - wanted_bytes < reserve:
         raise DestinationError(
             f"{path} is full: {free >> 20} MiB free; make room, and run the same command again"
         )

@@ -6,14 +6,13 @@ that neither a name nor a link that somebody planted leads out of the archive.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import re
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -24,7 +23,7 @@ from bulkfetch.archive.base import LAYOUT, Identity, Stage
 from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
-from bulkfetch.errors import ArchiveMismatchError, DestinationError
+from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
 from bulkfetch.models import SCHEMA_VERSION, FileInfo, Shard, Sidecar
 from bulkfetch.paths import parse_template
 from bulkfetch.plan import Held, Place
@@ -48,7 +47,7 @@ class LocalArchive:
         self._identity = identity
         self._hold = hold
         self._durable = durable
-        self._claiming = asyncio.Lock()
+        self._has_neighbours = hold is not None and hold.owner != WHOLE
         self._parts = Parts(root, root / PRIVATE / "parts", hold.owner if hold else WHOLE)
 
     @staticmethod
@@ -64,6 +63,7 @@ class LocalArchive:
             if root.exists():
                 if not root.is_dir():
                     raise DestinationError(f"{out} is a file: name a directory with --out")
+                _refuse_links(root)
                 _read_identity(root, identity)
                 nearest = root
             else:
@@ -94,16 +94,19 @@ class LocalArchive:
             DestinationError: it cannot be written, or another run holds it.
             ArchiveMismatchError: it is another account's archive.
         """
-        root = Path(out)
+        root, private = Path(out), Path(out) / PRIVATE
         with files.named(out):
-            files.make_directory(root / PRIVATE)
-        with hold(root / PRIVATE, run_id, shard) as held:
+            files.make_directory(root)
+            _refuse_links(root)
+            files.make_directory(private)
+        with hold(private, run_id, shard) as held:
             with files.named(out):
                 files.check_room(root)
-                found = _read_identity(root, identity)
-                archive = cls(root.resolve(), run_id, found or identity, held, durable=durable)
-                if found is None:
-                    archive.write_private("archive.json", identity.model_dump_json(indent=2))
+                with files.descriptor(private) as directory, files.alone(directory):
+                    found = _read_identity(root, identity)
+                    archive = cls(root.resolve(), run_id, found or identity, held, durable=durable)
+                    if found is None:
+                        archive.write_private("archive.json", identity.model_dump_json(indent=2))
                 files.make_directory(archive.run_directory)
                 archive._parts.load()
                 archive._parts.sweep(len(parse_template(identity.path_template)), held.dead)
@@ -134,7 +137,12 @@ class LocalArchive:
     @asynccontextmanager
     async def stage(self, place: Place) -> AsyncIterator[LocalStage]:
         """See `Archive.stage`; nothing is on disk before the first `SPILL_BYTES`."""
-        stage = LocalStage(place, lambda: self._make_directory(place.directory), self._parts)
+        stage = LocalStage(
+            place,
+            lambda: self._make_directory(place.directory),
+            lambda wanted_bytes: files.check_room(self._root, wanted_bytes),
+            self._parts,
+        )
         try:
             yield stage
         except BaseException as error:
@@ -156,6 +164,7 @@ class LocalArchive:
 
         def write() -> None:
             with self._directory(place.directory) as directory:
+                self._refuse_taken(directory, place, revision)
                 self._write_sidecar(directory, place, revision, sidecar)
 
         await in_thread(write)
@@ -172,21 +181,24 @@ class LocalArchive:
         """See `Archive.claim`."""
         if self._identity.organization_id == organization_id:
             return
-        async with self._claiming:
-            known = self._identity.organization_id
-            if known is None and self._hold is not None:
-                # A shard beside this one may have been told meanwhile.
-                found = await in_thread(lambda: _read_identity(self._root, self._identity))
-                known = found.organization_id if found else None
+        await in_thread(lambda: self._claim(organization_id))
+
+    def _claim(self, organization_id: str) -> None:
+        private = self._root / PRIVATE
+        with ExitStack() as stack:
+            if self._hold is not None:
+                # Another task, or a shard beside this one, may be doing the same.
+                stack.enter_context(files.alone(stack.enter_context(files.descriptor(private))))
+            found = _read_identity(self._root, self._identity) or self._identity
+            known = found.organization_id
             if known not in (None, organization_id):
                 raise ArchiveMismatchError(
                     f"{self._root} is the archive of organization {known}, and these credentials "
                     f"are of organization {organization_id}: name another directory with --out"
                 )
-            identity = self._identity.model_copy(update={"organization_id": organization_id})
+            identity = found.model_copy(update={"organization_id": organization_id})
             if known is None and self._hold is not None:
-                text = identity.model_dump_json(indent=2)
-                await in_thread(lambda: self.write_private("archive.json", text))
+                self.write_private("archive.json", identity.model_dump_json(indent=2))
             self._identity = identity
 
     def write_private(self, name: str, text: str) -> None:
@@ -200,7 +212,9 @@ class LocalArchive:
         files.write_whole(directory, part, name, data, durable=self._durable)
 
     def _publish(self, stage: LocalStage, name: str, revision: int, sidecar: Sidecar) -> None:
+        files.check_room(self._root, stage.pending_bytes)
         with self._directory(stage.place.directory) as directory:
+            self._refuse_taken(directory, stage.place, revision)
             if stage.file is None:
                 self._write(directory, name, stage.take(), part=stage.part)
             else:
@@ -208,6 +222,11 @@ class LocalArchive:
                     os.fsync(stage.file.fileno())
                 files.rename(directory, stage.part, name, durable=self._durable)
             self._write_sidecar(directory, stage.place, revision, sidecar)
+
+    def _refuse_taken(self, directory: int, place: Place, revision: int) -> None:
+        """Raise `TakenError` if a neighbour wrote this sidecar: nothing is overwritten."""
+        if self._has_neighbours and files.exists(place.sidecar(revision), directory):
+            raise TakenError("another shard archived the image meanwhile")
 
     def _write_sidecar(self, directory: int, place: Place, revision: int, sidecar: Sidecar) -> None:
         text = json.dumps(sidecar.model_dump(mode="json"), ensure_ascii=False, indent=2)
@@ -223,7 +242,8 @@ class LocalArchive:
     def _directory(self, name: str) -> Iterator[int]:
         directory = self._make_directory(name)
         try:
-            yield directory
+            with files.alone(directory) if self._has_neighbours else nullcontext():
+                yield directory
         finally:
             os.close(directory)
 
@@ -250,22 +270,32 @@ class LocalArchive:
             return None
 
     def _quarantine(self, place: Place) -> None:
-        there = self._root / PRIVATE / "quarantine" / self._run_id / place.directory
-        files.make_directory(there)
+        there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
-        with (
-            files.descriptor(self._root) as root,
-            files.descriptor(there) as target,
-            files.subdirectory(place.directory, root) as directory,
-        ):
-            # The sidecars first: a file without one is not yet archived, and does no harm.
-            names = os.listdir(directory)  # noqa: PTH208  of a descriptor
-            found = sorted(names, key=lambda name: not name.endswith(".json"))
-            for name in filter(ours.fullmatch, found):
-                os.rename(name, name, src_dir_fd=directory, dst_dir_fd=target)
-            if self._durable:
-                os.fsync(target)
-                os.fsync(directory)
+        with self._directory(place.directory) as directory, files.descriptor(self._root) as root:
+            if self._has_neighbours:
+                held = self._held(place, rehash=True)
+                if held is None or held.damage is None:
+                    raise TakenError("another shard mended the image meanwhile")
+            target = files.open_directory(there, root, make=True)
+            try:
+                # The sidecars first: a file without one is not yet archived, and does no harm.
+                names = os.listdir(directory)  # noqa: PTH208  of a descriptor
+                found = sorted(names, key=lambda name: not name.endswith(".json"))
+                for name in filter(ours.fullmatch, found):
+                    os.rename(name, name, src_dir_fd=directory, dst_dir_fd=target)
+                if self._durable:
+                    os.fsync(target)
+                    os.fsync(directory)
+            finally:
+                os.close(target)
+
+
+def _refuse_links(root: Path) -> None:
+    for name in ("", "runs", "parts", "quarantine"):
+        path = root / PRIVATE / name
+        if path.is_symlink():
+            raise DestinationError(f"{path} is a symbolic link, which is not followed: remove it")
 
 
 def _read_identity(root: Path, wanted: Identity) -> Identity | None:
@@ -278,15 +308,18 @@ def _read_identity(root: Path, wanted: Identity) -> Identity | None:
         raise ArchiveMismatchError(
             f"{path} is not one that this version of bulkfetch wrote: name another --out"
         ) from None
-    for what, theirs, ours in (
-        ("layout", found.layout, LAYOUT),
-        ("API host", found.api_host, wanted.api_host),
-        ("path template", found.path_template, wanted.path_template),
-    ):
+    for what, theirs, ours, advice in (
+        ("layout", found.layout, LAYOUT, "use the version of bulkfetch that made it"),
+        ("API host", found.api_host, wanted.api_host, "correct --environment or --api-url"),
+        (
+            "path template", found.path_template, wanted.path_template,
+            f"give --path-template '{found.path_template}'",
+        ),
+    ):  # fmt: skip
         if theirs != ours:
             raise ArchiveMismatchError(
                 f"{root} is an archive with the {what} {theirs}, and this run's is {ours}: "
-                "name another directory with --out"
+                f"{advice}, or name another directory with --out"
             )
     return found
 

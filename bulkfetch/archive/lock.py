@@ -70,13 +70,13 @@ def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
                 if other not in (WHOLE, owner):
                     if shard and _OWNER.sub(r"\2", other) == str(shard.shares):
                         continue
-                    gate.enter_context(_locked(private, other))
+                    with _locked(private, other):
+                        # No one can be waiting for it: that takes the lock of the whole first.
+                        _name(private, "lock", other, "").unlink(missing_ok=True)
                 with suppress(FileNotFoundError):
                     dead[other] = _holder(private, other).stat().st_mtime
-            _write_holder(private, owner, run_id)
-            if owner in dead:
-                # A run that dies before all is cleared away leaves the same to the next.
-                os.utime(_holder(private, owner), (dead[owner], dead[owner]))
+            # A run that dies before all is cleared away leaves the same to the next.
+            _write_holder(private, owner, run_id, dead.get(owner))
         holding = Hold(private, owner, dead)
         try:
             yield holding
@@ -122,9 +122,13 @@ def _name(private: Path, what: str, owner: str, ending: str) -> Path:
     return private / f"{what}{'-' if owner else ''}{owner}{ending}"
 
 
-def _write_holder(private: Path, owner: str, run_id: str) -> None:
+def _write_holder(private: Path, owner: str, run_id: str, began: float | None) -> None:
     path = _holder(private, owner)
+    aside = path.with_suffix(".new")
     text = json.dumps({"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()})
-    path.unlink(missing_ok=True)
-    path.touch(mode=files.FILE_MODE)
-    path.write_text(text, encoding="utf-8")
+    aside.unlink(missing_ok=True)
+    aside.touch(mode=files.FILE_MODE)
+    aside.write_text(text, encoding="utf-8")
+    if began is not None:
+        os.utime(aside, (began, began))
+    aside.rename(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,8 +25,10 @@ from bulkfetch.plan import Place
 
 # A part that nobody came back for in a week is of an image that changed, or of no one's manifest.
 KEEP_S = 7 * 24 * 3600.0
-# The name of a part, by its owner: "" of a run on the whole archive, `2-of-4` of a shard's.
-_PART = re.compile(r"\..*?(?:\.(?P<owner>[0-9]+-of-[0-9]+))?\.part", re.DOTALL)
+# What a run may leave half-made beside images, and below `.bulkfetch`; other names are not ours.
+_OWNER = r"(?:\.(?P<owner>[0-9]+-of-[0-9]+))?"
+_IMAGE_PART = re.compile(rf"\..+\.v[0-9]+(?:(?:\.r[0-9]+)?\.json)?{_OWNER}\.part", re.DOTALL)
+_PRIVATE_PART = re.compile(rf"\.(?:archive|summary|[0-9a-f]{{32}})\.json{_OWNER}\.part")
 
 
 class _Entry(BaseModel):
@@ -90,33 +93,36 @@ class Parts:
         since = min(dead.values())
         kept = {(entry.directory, self._part(entry)) for entry in self._entries.values()}
 
-        def clear(directory: int, path: str, below: int) -> None:
-            found: list[str] = []
+        def clear(directory: int, path: str, below: int, ours: re.Pattern[str]) -> None:
             with os.scandir(directory) as entries:
+                # Another shard may be clearing away the same.
                 for entry in entries:
-                    part = _PART.fullmatch(entry.name)
-                    if part and (part["owner"] or "") in dead and (path, entry.name) not in kept:
-                        os.unlink(entry.name, dir_fd=directory)
-                    elif (
-                        below
-                        and entry.is_dir(follow_symlinks=False)
-                        and (below > 1 or entry.stat(follow_symlinks=False).st_mtime >= since)
-                    ):
-                        found.append(entry.name)
-            for name in found:
-                with (
-                    suppress(FileNotFoundError, PathRefusedError),
-                    files.subdirectory(name, directory) as opened,
-                ):
-                    clear(opened, f"{path}/{name}".lstrip("/"), below - 1)
+                    with suppress(FileNotFoundError):
+                        state = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(state.st_mode):
+                            if below and (below > 1 or state.st_mtime >= since):
+                                descend(directory, path, entry.name, below - 1, ours)
+                        elif (
+                            not below
+                            and stat.S_ISREG(state.st_mode)
+                            and (part := ours.fullmatch(entry.name))
+                            and (part["owner"] or "") in dead
+                            and (path, entry.name) not in kept
+                        ):
+                            os.unlink(entry.name, dir_fd=directory)
+
+        def descend(parent: int, path: str, name: str, below: int, ours: re.Pattern[str]) -> None:
+            # What this user may not read holds nothing of ours.
+            with (
+                suppress(FileNotFoundError, PermissionError, PathRefusedError),
+                files.subdirectory(name, parent) as directory,
+            ):
+                clear(directory, f"{path}/{name}".lstrip("/"), below, ours)
 
         with files.descriptor(self._root) as root:
-            clear(root, "", depth)
-            for name in (".bulkfetch", ".bulkfetch/parts"):
-                with suppress(FileNotFoundError), files.subdirectory(name, root) as directory:
-                    clear(directory, name, 0)
-            with suppress(FileNotFoundError), files.subdirectory(".bulkfetch/runs", root) as runs:
-                clear(runs, ".bulkfetch/runs", 1)
+            clear(root, "", depth, _IMAGE_PART)
+            for name, below in ((".bulkfetch", 0), (".bulkfetch/parts", 0), (".bulkfetch/runs", 1)):
+                descend(root, "", name, below, _PRIVATE_PART)
 
     def find(self, place: Place) -> Kept | None:
         """Return what is there of an image, None where nothing is."""

@@ -42,18 +42,25 @@ T = TypeVar("T")
 class LocalStage:
     """Bytes in memory while they are few, then in a file beside the final name; see `Stage`."""
 
-    def __init__(self, place: Place, open_directory: Callable[[], int], parts: Parts) -> None:
+    def __init__(
+        self,
+        place: Place,
+        open_directory: Callable[[], int],
+        check_room: Callable[[int], None],
+        parts: Parts,
+    ) -> None:
         self.place = place
         self.part = parts.name(place.stem)
         self.file: AsyncFileIO | None = None
         self.kept = parts.find(place)
         self._parts = parts
         self._open_directory = open_directory
+        self._check_room = check_room
         self._directory: int | None = None
         self._raw: FileIO | None = None
         self._mark: Mark | None = None
         self._pending: list[bytes] = []
-        self._pending_bytes = 0
+        self.pending_bytes = 0
 
     def begin(self, mark: Mark | None) -> None:
         """See `Stage.begin`."""
@@ -80,12 +87,13 @@ class LocalStage:
     async def write(self, data: bytes) -> None:
         """See `Stage.write`."""
         self._pending.append(data)
-        self._pending_bytes += len(data)
-        if self._pending_bytes >= SPILL_BYTES:
+        self.pending_bytes += len(data)
+        if self.pending_bytes >= SPILL_BYTES:
             await self.spill()
 
     async def spill(self) -> None:
         """Write what is in memory to the staged file."""
+        self._check_room(self.pending_bytes)
         if self.file is None:
             await in_thread(lambda: self._open(None))
         view = memoryview(self.take())
@@ -99,7 +107,7 @@ class LocalStage:
         """Return what is in memory, and forget it."""
         data = b"".join(self._pending)
         self._pending.clear()
-        self._pending_bytes = 0
+        self.pending_bytes = 0
         return data
 
     def end(self, error: BaseException | None) -> None:

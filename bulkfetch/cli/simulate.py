@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bulkfetch.cli.options import command_parser
-from bulkfetch.cli.running import say
+from bulkfetch.cli.running import program, say
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.simulator import KINDS, TARGETS, Simulator, SimulatorConfig, parse_fault
 
@@ -102,7 +102,7 @@ async def _serve(simulator: Simulator) -> None:
             f"  export BULKFETCH_API_URL={simulator.api_url}\n"
             f"  export BULKFETCH_CLIENT_ID={config.client_id}\n"
             f"  export BULKFETCH_CLIENT_SECRET={config.client_secret}\n"
-            "  bulkfetch download MANIFEST --out archive\n"
+            f"  {program()} download MANIFEST --out archive\n"
             "Ctrl-C stops"
         )
         await stopped.wait()

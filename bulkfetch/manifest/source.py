@@ -252,6 +252,11 @@ def _opening(name: str) -> Iterator[None]:
     except PermissionError as error:
         raise ManifestError(f"{name} may not be read: get permission to read it") from error
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ManifestError(
+                f"{name} cannot be kept in the temporary directory ({error.strerror}): make room "
+                "there, or name another by TMPDIR"
+            ) from error
         raise ManifestError(f"{name} cannot be read ({error.strerror}): see to it") from error
     except ValueError as error:  # a path with NUL in it
         raise ManifestError(f"{name!a} is no path ({error}): correct it") from error
