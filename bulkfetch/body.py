@@ -156,16 +156,18 @@ def is_declared(media_type: str, declared: str | None) -> bool:
     return bool(words & (names | {aliases[name] for name in names if name in aliases}))
 
 
-def mark_of(headers: MultiMapping[str]) -> Mark | None:
-    """Say which object a body is of, or None where a part of it could not be continued.
+def mark_of(headers: MultiMapping[str], longer_than_bytes: int = 0) -> Mark | None:
+    """Say which object a long body is of, or None where a part of it could not be continued.
 
     That takes an ETag that compares byte for byte (RFC 9110, section 8.8.3), the whole's length
     and a digest, and no encoding to be undone.
     """
-    etag, total = headers.get("ETag", ""), _whole_number(headers, "Content-Length")
-    hashes = _hashes(headers)
+    total = _whole_number(headers, "Content-Length")
+    if total is None or total <= longer_than_bytes:
+        return None
+    etag, hashes = headers.get("ETag", ""), _hashes(headers)
     crc32c, md5 = _text(hashes.get("crc32c")), _text(hashes.get("md5"))
-    if not etag.startswith('"') or total is None or not (crc32c or md5) or _gunzip_for(headers):
+    if not etag.startswith('"') or not (crc32c or md5) or _gunzip_for(headers):
         return None
     generation = headers.get("x-goog-generation")
     return Mark(etag=etag, generation=generation, total=total, crc32c=crc32c, md5=md5)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
-from weakref import WeakValueDictionary
 
 from bulkfetch._version import __version__
 from bulkfetch.api import API
-from bulkfetch.archive import Archive, Stage
+from bulkfetch.archive import KEPT_OVER_BYTES, Archive, Stage
 from bulkfetch.body import EXTENSIONS, Body, continues, is_declared, mark_of, media_type_of
 from bulkfetch.errors import (
     BadBodyError,
@@ -108,7 +106,7 @@ class Downloader:
         self._moved = moved
         self._clock = clock
         self._trusts_expiry = True
-        self._places: WeakValueDictionary[Place, asyncio.Lock] = WeakValueDictionary()
+        self._busy: dict[Place, asyncio.Event] = {}
 
     async def __call__(self, item: Item) -> Ended:
         """Do what an item asks for, following its record where that moves meanwhile.
@@ -121,8 +119,7 @@ class Downloader:
         """
         for moves_left in reversed(range(_MOVES_AT_MOST)):
             try:
-                async with self._alone(item) as current:
-                    return await self._perform(current)
+                return await self._alone(item)
             except MovedError as moved:
                 if not moves_left:
                     raise
@@ -134,13 +131,18 @@ class Downloader:
                 (item,) = await self._planner([item.record], item.row)
         raise AssertionError("the last move raises")
 
-    @asynccontextmanager
-    async def _alone(self, item: Item) -> AsyncIterator[Item]:
+    async def _alone(self, item: Item) -> Ended:
         """Let one task at a time work at a place: two rows may list the same image."""
-        lock = self._places.setdefault(item.place, asyncio.Lock())
-        waits = lock.locked()
-        async with lock:
-            yield (await self._planner([item.record], item.row))[0] if waits else item
+        place = item.place
+        while (busy := self._busy.get(place)) is not None:
+            await busy.wait()
+            (item,) = await self._planner([item.record], item.row)
+        done = self._busy[place] = asyncio.Event()
+        try:
+            return await self._perform(item)
+        finally:
+            del self._busy[place]
+            done.set()
 
     async def _perform(self, item: Item) -> Ended:
         if (outcome := without_work(item)) is not None:
@@ -189,14 +191,15 @@ class Downloader:
     async def _fetch(self, record: ImageRecord, item: Item) -> Fetched:
         if record.signed_url is None or not (url := record.signed_url.get_secret_value()):
             raise SignedURLError("the record has no signed URL")
-        async with (
-            self._archive.stage(item.place) as stage,
-            self._opened(url, stage) as answer,
-        ):
-            body = await self._begun(answer, stage)
-            async for part in answer.parts():
-                for piece in body.take(part):
-                    await stage.write(piece)
+        async with self._archive.stage(item.place) as stage:
+            answer = await self._opened(url, stage)
+            try:
+                body = await self._begun(answer, stage)
+                async for part in answer.parts():
+                    for piece in body.take(part):
+                        await stage.write(piece)
+            finally:
+                answer.close()
             source = body.finish()
             media_type = media_type_of(body.head, record.file_type)
             if self._settings.strict_type and not is_declared(media_type, record.file_type):
@@ -215,16 +218,14 @@ class Downloader:
             await self._archive.publish(stage, file.path, item.revision, sidecar)
         return fetched
 
-    @asynccontextmanager
-    async def _opened(self, url: str, stage: Stage) -> AsyncIterator[Answer]:
+    async def _opened(self, url: str, stage: Stage) -> Answer:
         """Ask for the whole body, or for the rest of it where a part is there already."""
         kept = stage.kept
         headers = {}
         if kept is not None:
             headers = {"Range": f"bytes={kept.size}-", "If-Range": kept.mark.etag}
         try:
-            async with self._transport.open_signed(url, headers=headers) as answer:
-                yield answer
+            return await self._transport.open_signed(url, headers=headers)
         except StatusError as error:
             if kept is not None and error.status in (412, 416):
                 stage.discard()
@@ -240,7 +241,7 @@ class Downloader:
         limit = self._settings.max_file_size
         kept = stage.kept
         if answer.status != HTTPStatus.PARTIAL_CONTENT or kept is None:
-            stage.begin(mark_of(answer.headers))
+            stage.begin(mark_of(answer.headers, KEPT_OVER_BYTES))
             return Body(answer, limit)
         if not continues(answer.headers, kept):
             stage.discard()

@@ -28,6 +28,7 @@ from bulkfetch.models import (
     ManifestRow,
     PatientState,
     PatientSums,
+    json_text,
 )
 from bulkfetch.plan import Item
 
@@ -158,10 +159,10 @@ class Journal:
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened; None fields are left out."""
-        told = {name: value for name, value in fields.items() if value is not None}
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"event": event, "at": at, **told}, ensure_ascii=False, default=str)
-        self._lines.add(f"{line}\n")
+        line: dict[str, object] = {"event": event, "at": at}
+        line.update((name, value) for name, value in fields.items() if value is not None)
+        self._lines.add(json_text(line) + "\n")
 
     def failure(self, row: ManifestRow, error: FetchError, images: Sequence[str]) -> None:
         """Add a manifest row that failed; `images` are the IDs of its images that did."""

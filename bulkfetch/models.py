@@ -7,6 +7,7 @@ and file types are plain text, since the API may add to them at any time.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -22,6 +23,7 @@ from pydantic import (
     StrictInt,
     StrictStr,
 )
+from pydantic_core import PydanticSerializationError, to_json
 
 SCHEMA_VERSION: Literal[1] = 1
 UPLOADED = "UPLOADED"
@@ -30,6 +32,16 @@ _LONGEST_SHARD = 20
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """Return JSON of a model or plain values; a lone surrogate becomes an escape."""
+    try:
+        return to_json(value, indent=indent).decode()
+    except PydanticSerializationError:
+        plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        text = json.dumps(plain, ensure_ascii=False, indent=indent)
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ManifestRow(_Frozen):

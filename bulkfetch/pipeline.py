@@ -309,8 +309,8 @@ class Run:
         places = [place_of(record, row, template) for record in records]
         held = await self._archive.held(places, rehash=self._settings.force)
         return [
-            plan(record, row, state, self._settings)
-            for record, state in zip(records, held, strict=True)
+            plan(record, row, place, state, self._settings)
+            for record, place, state in zip(records, places, held, strict=True)
         ]
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:

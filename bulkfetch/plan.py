@@ -133,9 +133,10 @@ def is_wanted(record: ImageRecord, settings: Settings) -> bool:
     )
 
 
-def plan(record: ImageRecord, row: ManifestRow, held: Held | None, settings: Settings) -> Item:
-    """Decide what is to be done about one listed image, given what the archive holds of it."""
-    place = place_of(record, row, settings.path_template)
+def plan(
+    record: ImageRecord, row: ManifestRow, place: Place, held: Held | None, settings: Settings
+) -> Item:
+    """Decide what is to be done about a listed image, given what the archive holds of it."""
     if not is_wanted(record, settings):
         return Item(record, row, place, Action.leave_out)
     uploaded = record.status == UPLOADED

@@ -97,6 +97,27 @@ class Retry:
         `what` names the item in the log. Raises the last error when the attempts are used up, and
         any error that is not a retryable `FetchError` at once.
         """
+        first_error: FetchError | None = None
+
+        async def guarded() -> T:
+            nonlocal first_error
+            if first_error is not None:
+                error, first_error = first_error, None
+                raise error
+            return await self._breaker.call(lambda: attempt(*args, **kwargs))
+
+        try:
+            result = await guarded()
+        except FetchError as error:
+            if not error.retryable:
+                raise
+            # Only now is tenacity needed, which takes a while to set up; this was its first try.
+            first_error = error
+            result = await self._again(what, guarded)
+        self._budget.note_success()
+        return result
+
+    async def _again(self, what: str, guarded: Callable[[], Coroutine[Any, Any, T]]) -> T:
 
         def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -113,11 +134,7 @@ class Retry:
             reraise=True,
         )
 
-        async def guarded() -> T:
-            return await self._breaker.call(lambda: attempt(*args, **kwargs))
-
         result: T = await retrying(guarded)
-        self._budget.note_success()
         return result
 
     def _stop(self, state: RetryCallState) -> bool:

@@ -9,9 +9,10 @@ import re
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import cache, lru_cache
 from http import HTTPStatus
 
 import aiohttp
@@ -24,6 +25,7 @@ from bulkfetch.errors import (
     BadResponseError,
     ConfigurationError,
     ConnectionFailedError,
+    FetchError,
     HostDeniedError,
     SignedURLError,
     StatusError,
@@ -41,6 +43,10 @@ REDIRECTS_AT_MOST = 3
 _CHUNK_BYTES = 256 * 2**10
 # A resolver reads a name up to its first NUL, say, and so another one than was looked at.
 _HOST_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
+_ORIGINS_AT_MOST = 1000
+_EXPIRY = re.compile(r"[?&](X-Goog-Date|X-Goog-Expires|Expires)=([^&#]*)")
+# What aiohttp raises: its own errors, the operating system's, and ValueError for what is no HTTP.
+_FOREIGN = (aiohttp.ClientError, OSError, ValueError)
 
 
 class Answer:
@@ -50,6 +56,9 @@ class Answer:
         status: the HTTP status.
         headers: the header fields; look-ups ignore case, and a field may stand there twice.
         host: the host that answered.
+
+    To be closed in any case. A body read to its end has given its connection back already; another
+    is cut off.
     """
 
     def __init__(
@@ -86,10 +95,13 @@ class Answer:
                 while as long was spent waiting for it.
         """
         waited_s, size = 0.0, 0
+        content = self._response.content
         while True:
             began = time.monotonic()
-            with _named_errors(self._who):
-                part = await self._response.content.readany()
+            try:
+                part = await content.readany()
+            except _FOREIGN as error:
+                raise _named_error(error, self._who) from None
             if not part:
                 return
             # The time that the disk takes is not the server's.
@@ -102,6 +114,10 @@ class Answer:
                     )
                 waited_s, size = 0.0, 0
             yield part
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._response.close()
 
 
 @asynccontextmanager
@@ -148,6 +164,9 @@ class Transport:
         self._storage_hosts = (*GOOGLE_STORAGE_HOSTS, *settings.storage_host)
         self._allow_loopback = is_loopback(URL(settings.api_base_url).host)
         self._slow_after_s = settings.timeout
+        self._proxy_for = cache(_proxy_for)
+        # Origins of signed URLs that were looked at and found to be on the list.
+        self._known_origins: set[tuple[str, str]] = set()
         self.query_slots = AdaptiveSlots(settings.query_concurrency)
         self._limiter = (
             # One request per slice of time, rather than a burst at the start of each second.
@@ -177,9 +196,10 @@ class Transport:
         async with self.query_slots.take() as slot:
             if self._limiter:
                 await self._limiter.acquire()
-            async with self._open(
+            answer = await self._open(
                 method, target, f"the API at {target.host}", headers=sent, params=params, json=json
-            ) as answer:
+            )
+            try:
                 if answer.status in (429, 503):
                     self.query_slots.throttled(slot)
                 answer.expect_ok(f"the API's {target.path}")
@@ -193,17 +213,16 @@ class Transport:
                             retryable=False,
                         )
                     parts.append(part)
+            finally:
+                answer.close()
             self.query_slots.went_well()
             return b"".join(parts)
 
-    @asynccontextmanager
-    async def open_signed(
-        self, url: str, *, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator[Answer]:
-        """Open a signed URL, sent byte for byte as it was given, and yield its 200 or 206 answer.
+    async def open_signed(self, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
+        """Open a signed URL, sent byte for byte as it was given, and return its 200 or 206 answer.
 
         Redirects are followed within the list of hosts. A 206 comes only if `headers` ask for a
-        range.
+        range. The caller closes the answer.
 
         Raises:
             HostDeniedError: the URL or a redirect names a host that is not on the list; nothing
@@ -213,24 +232,24 @@ class Transport:
         """
         # The URL is its own authority: no header that could be another is sent along.
         sent = {"Accept": "*/*", "Accept-Encoding": "gzip", **(headers or {})}
-        async with AsyncExitStack() as stack:
-            target = self._allowed(url)
-            for _ in range(REDIRECTS_AT_MOST + 1):
-                who = f"the storage at {target.host}"
-                answer = await stack.enter_async_context(
-                    self._open("GET", target, who, headers=sent)
-                )
+        target = self._allowed(url)
+        for left in reversed(range(REDIRECTS_AT_MOST + 1)):
+            who = f"the storage at {target.host}"
+            answer = await self._open("GET", target, who, headers=sent)
+            if answer.status == HTTPStatus.OK:
+                break
+            try:
                 location = answer.headers.get("Location")
-                if answer.status not in (301, 302, 303, 307, 308) or not location:
+                if not (answer.status in (301, 302, 303, 307, 308) and location and left):
+                    _expect_signed(answer, who, with_range="Range" in sent)
                     break
                 target = self._allowed(location, "a redirect of the storage")
-            if answer.status in (400, 401, 403):
-                raise SignedURLError(f"{who} refused the signed URL (HTTP {answer.status})")
-            if answer.status != HTTPStatus.PARTIAL_CONTENT or "Range" not in sent:
-                answer.expect_ok(who)
-            yield answer
+            except BaseException:
+                answer.close()
+                raise
+            answer.close()
+        return answer
 
-    @asynccontextmanager
     async def _open(
         self,
         method: str,
@@ -240,8 +259,8 @@ class Transport:
         headers: Mapping[str, str],
         params: Mapping[str, str] | None = None,
         json: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[Answer]:
-        with _named_errors(who):
+    ) -> Answer:
+        try:
             response = await self._session.request(
                 method,
                 url,
@@ -249,17 +268,25 @@ class Transport:
                 params=params,
                 json=json,
                 allow_redirects=False,
-                proxy=_proxy_for(url),
+                proxy=self._proxy_for(url.scheme, url.host or ""),
             )
-        try:
-            yield Answer(response, who, self._clock(), self._slow_after_s)
-        finally:
-            # A body read to its end has given its connection back already; another is cut off.
-            response.close()
+        except _FOREIGN as error:
+            raise _named_error(error, who) from None
+        return Answer(response, who, self._clock(), self._slow_after_s)
 
     def _allowed(self, url: str, what: str = "the signed URL") -> URL:
+        scheme, _, rest = url.partition("://")
+        authority, _, _ = rest.partition("/")
         # What cannot be sent as it stands would be changed on the way; a user name or a password
         # would become an Authorization header.
+        if (scheme, authority) in self._known_origins and url.isprintable() and " " not in url:
+            return URL(url, encoded=True)
+        target = self._looked_at(url, what)
+        if target.raw_authority == authority and len(self._known_origins) < _ORIGINS_AT_MOST:
+            self._known_origins.add((scheme, authority))
+        return target
+
+    def _looked_at(self, url: str, what: str) -> URL:
         try:
             target = URL(url, encoded=True)
             host, scheme = (target.raw_host or "").lower(), target.scheme
@@ -285,54 +312,64 @@ class Transport:
         )
 
 
+def _expect_signed(answer: Answer, who: str, *, with_range: bool) -> None:
+    if answer.status in (400, 401, 403):
+        raise SignedURLError(f"{who} refused the signed URL (HTTP {answer.status})")
+    if answer.status != HTTPStatus.PARTIAL_CONTENT or not with_range:
+        answer.expect_ok(who)
+
+
 def expires_at(url: str) -> float | None:
     """Read when a signed URL ends, as Unix time, or None where it does not tell in a known form.
 
     V4: `X-Goog-Date` and `X-Goog-Expires` (seconds); V2: `Expires`. A hint, no more:
     https://cloud.google.com/storage/docs/access-control/signed-urls.
     """
+    told = dict(reversed(_EXPIRY.findall(url)))
     try:
-        query = URL(url, encoded=True).query
-        if (begins := query.get("X-Goog-Date")) is not None:
-            moment = datetime.strptime(begins, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            return moment.timestamp() + float(query["X-Goog-Expires"])
-        return float(query["Expires"])
+        if (begins := told.get("X-Goog-Date")) is not None:
+            return _unix_time(begins) + float(told["X-Goog-Expires"])
+        return float(told["Expires"])
     except (KeyError, ValueError, OverflowError):
         return None
 
 
-def _proxy_for(url: URL) -> str | None:
-    if is_loopback(url.host) or urllib.request.proxy_bypass(url.host or ""):
+@lru_cache(maxsize=1024)
+def _unix_time(text: str) -> float:
+    return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _proxy_for(scheme: str, host: str) -> str | None:
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
-    proxy = urllib.request.getproxies().get(url.scheme)
+    proxy = urllib.request.getproxies().get(scheme)
     # Written without a scheme it means HTTP, to curl and to everybody.
     return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
-@contextmanager
-def _named_errors(who: str) -> Iterator[None]:
-    """Turn every error that aiohttp may raise into one of ours; cancellation passes by."""
-    try:
-        yield
-    except aiohttp.ClientConnectorCertificateError as error:
-        reason = getattr(error.certificate_error, "verify_message", "") or "not trusted"
-        raise ConnectionFailedError(
-            f"{who} showed a certificate that cannot be trusted: {reason}", retryable=False
-        ) from None
-    except (aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError) as error:
-        status = getattr(error, "status", None)
-        reason = f"answered HTTP {status}" if status else "could not be reached"
-        raise ConnectionFailedError(f"the proxy on the way to {who} {reason}") from None
-    except aiohttp.ClientConnectorDNSError:
-        raise ConnectionFailedError(f"{who}: its name is not known to DNS") from None
-    except (aiohttp.ClientSSLError, ssl.SSLError):
-        raise ConnectionFailedError(f"{who} could not agree on TLS", retryable=False) from None
-    except TimeoutError:
-        raise TimedOutError(f"{who} said nothing within the timeout") from None
-    except aiohttp.ClientPayloadError:
-        raise ConnectionFailedError(f"{who} ended its answer early") from None
-    except aiohttp.ClientOSError as error:
-        reason = error.strerror or "the connection broke"
-        raise ConnectionFailedError(f"{who}: {reason}") from None
-    except (aiohttp.ClientError, OSError, ValueError):
-        raise ConnectionFailedError(f"{who} hung up or did not speak HTTP") from None
+def _named_error(error: Exception, who: str) -> FetchError:
+    """Return one of our errors for every one that aiohttp may raise."""
+    retryable = True
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            reason = getattr(error.certificate_error, "verify_message", "") or "not trusted"
+            what = f"{who} showed a certificate that cannot be trusted: {reason}"
+            retryable = False
+        case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
+            status = getattr(error, "status", None)
+            reason = f"answered HTTP {status}" if status else "could not be reached"
+            what = f"the proxy on the way to {who} {reason}"
+        case aiohttp.ClientConnectorDNSError():
+            what = f"{who}: its name is not known to DNS"
+        case aiohttp.ClientSSLError() | ssl.SSLError():
+            what = f"{who} could not agree on TLS"
+            retryable = False
+        case TimeoutError():
+            return TimedOutError(f"{who} said nothing within the timeout")
+        case aiohttp.ClientPayloadError():
+            what = f"{who} ended its answer early"
+        case aiohttp.ClientOSError():
+            what = f"{who}: {error.strerror or 'the connection broke'}"
+        case _:
+            what = f"{who} hung up or did not speak HTTP"
+    return ConnectionFailedError(what, retryable=retryable)

@@ -77,6 +77,14 @@ def distinct(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     bom=st.booleans(),
     zipped=st.booleans(),
 )
+@example(
+    rows=[((None, "0"), "\x1f\x1f\x1f\x0b\x1f"), ((None, "1"), "\x1f\x1f\x1f\x0b\x08")],
+    form=ManifestFormat.csv,
+    end="\n",
+    quoting=csv.QUOTE_MINIMAL,
+    bom=False,
+    zipped=False,
+)
 def test_a_table_that_csv_wrote_comes_back(
     *, rows: list[Any], form: ManifestFormat, end: str, quoting: Any, bom: bool, zipped: bool
 ) -> None:

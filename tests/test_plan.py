@@ -253,6 +253,7 @@ def sidecar(status: str, outcome: str, *, deactivated: bool = False) -> Sidecar:
     )  # fmt: skip
 
 
+PLACE = Place("p-1", "i-1.v1")
 WANTS = Settings(out="unused")
 FETCHED = sidecar("UPLOADED", "downloaded")
 ALL_HELD = {
@@ -287,7 +288,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "status", "action"), CASES)
 def test_what_is_held_and_what_is_listed_decide(name: str, status: str, action: str) -> None:
     held = ALL_HELD[name]
-    item = plan(record(status=status), row(), held, WANTS)
+    item = plan(record(status=status), row(), PLACE, held, WANTS)
     assert item.action is Action[action]
     if held is None or held.damage:
         assert (item.revision, item.held) == (1, None)
@@ -301,16 +302,16 @@ def test_what_is_held_and_what_is_listed_decide(name: str, status: str, action: 
 @pytest.mark.parametrize("status", STATUSES)
 def test_what_is_filtered_out_is_left_alone_whatever_is_held(name: str, status: str) -> None:
     unwanted = WANTS.model_copy(update={"side": ("FRONT",)})
-    item = plan(record(status=status), row(), ALL_HELD[name], unwanted)
+    item = plan(record(status=status), row(), PLACE, ALL_HELD[name], unwanted)
     assert item.action is Action.leave_out
     assert item.damage is None
 
 
 def test_a_deactivated_record_is_noted_once() -> None:
     gone = record(deactivated=True)
-    assert plan(gone, row(), Held(FETCHED, 1), WANTS).action is Action.note
+    assert plan(gone, row(), PLACE, Held(FETCHED, 1), WANTS).action is Action.note
     noted = sidecar("UPLOADED", "downloaded", deactivated=True)
-    assert plan(gone, row(), Held(noted, 2), WANTS).action is Action.keep
+    assert plan(gone, row(), PLACE, Held(noted, 2), WANTS).action is Action.keep
 
 
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)

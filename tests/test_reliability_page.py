@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from bulkfetch import breaker, pipeline, retry, transport
-from bulkfetch.archive import parts, stage
+from bulkfetch.archive import KEPT_OVER_BYTES, parts
 from bulkfetch.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def test_the_numbers_on_the_reliability_page_are_those_of_the_code() -> None:
         f"{transport.SLOWEST_BYTES_PER_S:,} bytes a second",
         f"has {pipeline.GRACE_S:.0f} s to end",
         f"removed after {parts.KEEP_S / 86_400:.0f} days",
-        f"up to {stage.SPILL_BYTES >> 20} MiB",
+        f"up to {KEPT_OVER_BYTES >> 20} MiB",
     ):
         assert words in page, words
     assert transport.REDIRECTS_AT_MOST == 3

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkfetch.archive import LocalArchive
-from bulkfetch.errors import DestinationError, TakenError
+from bulkfetch.archive import Kept, LocalArchive, Mark
+from bulkfetch.errors import ConnectionFailedError, DestinationError, TakenError
 from bulkfetch.models import Shard
 from bulkfetch.simulator import Simulator, parse_fault
 from tests.conftest import (
@@ -30,7 +30,7 @@ from tests.conftest import (
     write_manifest,
 )
 from tests.faulty import balance, intact, whole
-from tests.test_archive import IDENTITY, PLACE, SMALL, held, names, put, sidecar_for
+from tests.test_archive import IDENTITY, LARGE, PLACE, SMALL, held, names, put, sidecar_for
 
 
 @given(st.text(min_size=1), st.integers(1, 50))
@@ -228,6 +228,32 @@ async def test_what_a_neighbour_archived_or_mended_is_neither_overwritten_nor_mo
         assert await held(one) == await held(other)
         assert names(tmp_path / "archive" / PLACE.directory) == {"i-1.v1.jpg", "i-1.v1.json"}
         assert not list((tmp_path / "archive" / ".bulkfetch" / "quarantine").glob("run-1/*/*"))
+
+
+async def test_a_long_part_of_a_shard_is_continued_by_a_run_on_the_whole_but_by_no_neighbour(
+    tmp_path: Path,
+) -> None:
+    archive = str(tmp_path / "archive")
+    mark = Mark(etag='"e"', generation="1", total=3 * len(LARGE), crc32c="AAAAAA==", md5=None)
+
+    async def break_off(opened: LocalArchive) -> None:
+        async with opened.stage(PLACE) as stage:
+            stage.begin(mark)
+            await stage.write(LARGE)
+            raise ConnectionFailedError("broken")
+
+    with LocalArchive.open(archive, "run-1", IDENTITY, shard=Shard(1, 2)) as one:
+        with pytest.raises(ConnectionFailedError):
+            await break_off(one)
+        with LocalArchive.open(archive, "run-2", IDENTITY, shard=Shard(2, 2)) as other:
+            assert other.stage(PLACE).kept is None
+        assert one.stage(PLACE).kept == Kept(mark=mark, size=len(LARGE))
+    with LocalArchive.open(archive, "run-3", IDENTITY) as whole_archive:
+        async with whole_archive.stage(PLACE) as stage:
+            assert stage.kept == Kept(mark=mark, size=len(LARGE))
+            assert b"".join([data async for data in stage.restore()]) == LARGE
+            assert names(tmp_path / "archive" / PLACE.directory) == {".i-1.v1.part"}
+    assert not list((tmp_path / "archive" / ".bulkfetch" / "parts").iterdir())
 
 
 def leave(path: Path, text: str = "half") -> Path:

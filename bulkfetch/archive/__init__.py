@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bulkfetch.archive.base import Archive, Identity, Kept, Mark, Stage
+from bulkfetch.archive.base import KEPT_OVER_BYTES, Archive, Identity, Kept, Mark, Stage
 from bulkfetch.archive.local import LocalArchive
 
-__all__ = ["Archive", "Identity", "Kept", "LocalArchive", "Mark", "Stage"]
+__all__ = ["KEPT_OVER_BYTES", "Archive", "Identity", "Kept", "LocalArchive", "Mark", "Stage"]

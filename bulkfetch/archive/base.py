@@ -17,6 +17,8 @@ from bulkfetch.paths import DEFAULT_TEMPLATE
 from bulkfetch.plan import Held, Place
 
 LAYOUT = 1
+# A body up to this size waits in memory; the part of a longer one is kept for another try.
+KEPT_OVER_BYTES = 2**20
 
 
 class Identity(BaseModel):

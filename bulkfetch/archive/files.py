@@ -31,8 +31,12 @@ def named(what: str = "the destination") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise DestinationError(f"{what} cannot be used: {reason}") from error
+        raise destination_error(error, what) from error
+
+
+def destination_error(error: OSError, what: str = "the destination") -> DestinationError:
+    """Return our name for the operating system's word."""
+    return DestinationError(f"{what} cannot be used: {error.strerror or type(error).__name__}")
 
 
 def make_directory(path: Path) -> None:
@@ -125,30 +129,38 @@ def create(name: str, directory: int, *, keep: bool = False) -> int:
     return os.open(name, flags, FILE_MODE, dir_fd=directory)
 
 
+def write(descriptor: int, data: bytes) -> None:
+    """Write all of it."""
+    written = os.write(descriptor, data)
+    while written < len(data):
+        written += os.write(descriptor, memoryview(data)[written:])
+
+
 def write_whole(directory: int, part: str, name: str, data: bytes, *, durable: bool) -> None:
     """Write a file under the name `part`, and give it its own once it is whole.
 
     With `durable`, it has reached the disk under that name. After a failure, `part` is gone.
     """
     try:
-        with os.fdopen(create(part, directory), "wb", buffering=0) as file:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
+        descriptor = create(part, directory)
+        try:
+            write(descriptor, data)
             if durable:
-                os.fsync(file.fileno())
-        rename(directory, part, name, durable=durable)
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        rename(directory, part, name)
+        if durable:
+            os.fsync(directory)
     except BaseException:
         with suppress(OSError):
             os.unlink(part, dir_fd=directory)
         raise
 
 
-def rename(directory: int, old: str, new: str, *, durable: bool) -> None:
-    """Rename a file within its directory, durably or not."""
+def rename(directory: int, old: str, new: str) -> None:
+    """Rename a file within its directory."""
     os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
-    if durable:
-        os.fsync(directory)
 
 
 async def to_its_end(work: asyncio.Future[T]) -> T:
@@ -173,13 +185,37 @@ def alone(directory: int) -> Iterator[None]:
         fcntl.flock(directory, fcntl.LOCK_UN)
 
 
-def check_room(path: Path, wanted_bytes: int = 0) -> None:
-    """Raise `DestinationError` if writing would leave less than it takes to end a run in order."""
-    found = os.statvfs(path)
-    size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
-    # Some file systems report no size at all: nothing can be said of those.
-    reserve = min(RESERVE_BYTES, size // 20)
-    if free - wanted_bytes < reserve:
-        raise DestinationError(
-            f"{path} is full: {free >> 20} MiB free; make room, and run the same command again"
-        )
+class Room:
+    """The free space of a file system, looked at as often as what is written makes it needful."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._allowance = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Note what is to be written.
+
+        Raises:
+            DestinationError: that would leave less than it takes to end a run in order.
+        """
+        self._allowance -= size_bytes
+        if self._allowance < 0:
+            self.look(size_bytes)
+
+    def look(self, wanted_bytes: int = 0) -> None:
+        """See how much is free.
+
+        Raises:
+            DestinationError: less than it takes to write so much and then end a run in order.
+        """
+        found = os.statvfs(self._path)
+        size, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+        # Some file systems report no size at all: nothing can be said of those.
+        reserve = min(RESERVE_BYTES, size // 20)
+        if free - wanted_bytes < reserve:
+            raise DestinationError(
+                f"{self._path} is full: {free >> 20} MiB free; make room, and run the same command "
+                "again"
+            )
+        # Others write there too, so not all of it is this run's until the next look.
+        self._allowance = min(64 * 2**20, (free - wanted_bytes - reserve) // 4)

@@ -11,8 +11,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -20,11 +20,12 @@ from pydantic import ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.archive.base import LAYOUT, Identity, Stage
+from bulkfetch.archive.commit import Committer, Job, NewFile
 from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
-from bulkfetch.models import SCHEMA_VERSION, FileInfo, Shard, Sidecar
+from bulkfetch.models import SCHEMA_VERSION, FileInfo, Shard, Sidecar, json_text
 from bulkfetch.paths import parse_template
 from bulkfetch.plan import Held, Place
 
@@ -48,6 +49,15 @@ class LocalArchive:
         self._hold = hold
         self._durable = durable
         self._has_neighbours = hold is not None and hold.owner != WHOLE
+        # A descriptor of the root, while the archive is open for writing.
+        self._directory = -1
+        self._room = files.Room(root)
+        self._committer = Committer(
+            self._make_directory,
+            self._room.take,
+            durable=durable,
+            take_turns=self._has_neighbours,
+        )
         self._parts = Parts(root, root / PRIVATE / "parts", hold.owner if hold else WHOLE)
 
     @staticmethod
@@ -99,9 +109,9 @@ class LocalArchive:
             files.make_directory(root)
             _refuse_links(root)
             files.make_directory(private)
-        with hold(private, run_id, shard) as held:
+        with hold(private, run_id, shard) as held, ExitStack() as stack:
             with files.named(out):
-                files.check_room(root)
+                files.Room(root).look()
                 with files.descriptor(private) as directory, files.alone(directory):
                     found = _read_identity(root, identity)
                     archive = cls(root.resolve(), run_id, found or identity, held, durable=durable)
@@ -111,6 +121,8 @@ class LocalArchive:
                 archive._parts.load()
                 archive._parts.sweep(len(parse_template(identity.path_template)), held.dead)
                 held.cleared()
+                archive._directory = stack.enter_context(files.descriptor(archive._root))
+            stack.callback(archive._committer.close)
             yield archive
 
     @classmethod
@@ -131,47 +143,53 @@ class LocalArchive:
         return self._root / PRIVATE / "runs" / self._run_id
 
     async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
-        """See `Archive.held`; one hop to a thread for all of them."""
+        """See `Archive.held`; one hop to a thread for all of them, where there is anything."""
+        if not any(map(self._has_directory, {place.directory for place in places})):
+            return [None] * len(places)
         return await in_thread(lambda: [self._held(place, rehash=rehash) for place in places])
 
-    @asynccontextmanager
-    async def stage(self, place: Place) -> AsyncIterator[LocalStage]:
-        """See `Archive.stage`; nothing is on disk before the first `SPILL_BYTES`."""
-        stage = LocalStage(
-            place,
-            lambda: self._make_directory(place.directory),
-            lambda wanted_bytes: files.check_room(self._root, wanted_bytes),
-            self._parts,
-        )
+    def _has_directory(self, path: str) -> bool:
         try:
-            yield stage
-        except BaseException as error:
-            # Not awaited: nothing may come between a cancellation and the clearing away.
-            stage.end(error)
-            raise
-        stage.end(None)
+            (self._root / path).lstat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def stage(self, place: Place) -> LocalStage:
+        """See `Archive.stage`; nothing is on disk before the first `KEPT_OVER_BYTES`."""
+        return LocalStage(
+            place, lambda: self._make_directory(place.directory), self._room.take, self._parts
+        )
 
     async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
-        """See `Archive.publish`; a small file and its sidecar take one hop to a thread."""
+        """See `Archive.publish`."""
         if not isinstance(stage, LocalStage):
             raise TypeError("a stage is published by the archive that made it")
         if stage.file is not None:
             await stage.spill()
-        await in_thread(lambda: self._publish(stage, name, revision, sidecar))
+        await self._commit(stage.place, stage.on_disk(name), revision, sidecar)
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
         """See `Archive.note`."""
+        await self._commit(place, None, revision, sidecar)
 
-        def write() -> None:
-            with self._directory(place.directory) as directory:
-                self._refuse_taken(directory, place, revision)
-                self._write_sidecar(directory, place, revision, sidecar)
+    async def _commit(
+        self, place: Place, image: NewFile | None, revision: int, sidecar: Sidecar
+    ) -> None:
+        name = place.sidecar(revision)
+        data = f"{json_text(sidecar, indent=2)}\n".encode()
 
-        await in_thread(write)
+        def refuse(directory: int) -> None:
+            # What a neighbour wrote meanwhile is not overwritten.
+            if self._has_neighbours and files.exists(name, directory):
+                raise TakenError("another shard archived the image meanwhile")
+
+        job = Job(place.directory, image, NewFile(self._parts.name(name), name, data), refuse)
+        await self._committer.do(job)
 
     async def check_room(self) -> None:
         """See `Archive.check_room`."""
-        await in_thread(lambda: files.check_room(self._root))
+        await in_thread(self._room.look)
 
     async def quarantine(self, place: Place) -> None:
         """See `Archive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
@@ -205,41 +223,14 @@ class LocalArchive:
         """Write a whole text file below `.bulkfetch`, or leave the one that is there."""
         path = self._root / PRIVATE / name
         with files.named(str(path)), files.descriptor(path.parent) as directory:
-            self._write(directory, path.name, f"{text}\n".encode())
-
-    def _write(self, directory: int, name: str, data: bytes, part: str | None = None) -> None:
-        part = part or self._parts.name(name)
-        files.write_whole(directory, part, name, data, durable=self._durable)
-
-    def _publish(self, stage: LocalStage, name: str, revision: int, sidecar: Sidecar) -> None:
-        files.check_room(self._root, stage.pending_bytes)
-        with self._directory(stage.place.directory) as directory:
-            self._refuse_taken(directory, stage.place, revision)
-            if stage.file is None:
-                self._write(directory, name, stage.take(), part=stage.part)
-            else:
-                if self._durable:
-                    os.fsync(stage.file.fileno())
-                files.rename(directory, stage.part, name, durable=self._durable)
-            self._write_sidecar(directory, stage.place, revision, sidecar)
-
-    def _refuse_taken(self, directory: int, place: Place, revision: int) -> None:
-        """Raise `TakenError` if a neighbour wrote this sidecar: nothing is overwritten."""
-        if self._has_neighbours and files.exists(place.sidecar(revision), directory):
-            raise TakenError("another shard archived the image meanwhile")
-
-    def _write_sidecar(self, directory: int, place: Place, revision: int, sidecar: Sidecar) -> None:
-        text = json.dumps(sidecar.model_dump(mode="json"), ensure_ascii=False, indent=2)
-        # A lone surrogate becomes an escape, which is how JSON writes it.
-        data = f"{text}\n".encode("utf-8", "backslashreplace")
-        self._write(directory, place.sidecar(revision), data)
+            part, data = self._parts.name(path.name), f"{text}\n".encode()
+            files.write_whole(directory, part, path.name, data, durable=self._durable)
 
     def _make_directory(self, path: str) -> int:
-        with files.descriptor(self._root) as root:
-            return files.open_directory(path, root, make=True, durable=self._durable)
+        return files.open_directory(path, self._directory, make=True, durable=self._durable)
 
     @contextmanager
-    def _directory(self, name: str) -> Iterator[int]:
+    def _turn_in(self, name: str) -> Iterator[int]:
         directory = self._make_directory(name)
         try:
             with files.alone(directory) if self._has_neighbours else nullcontext():
@@ -272,7 +263,7 @@ class LocalArchive:
     def _quarantine(self, place: Place) -> None:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
-        with self._directory(place.directory) as directory, files.descriptor(self._root) as root:
+        with self._turn_in(place.directory) as directory, files.descriptor(self._root) as root:
             if self._has_neighbours:
                 held = self._held(place, rehash=True)
                 if held is None or held.damage is None:

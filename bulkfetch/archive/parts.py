@@ -135,7 +135,7 @@ class Parts:
                     files.descriptor(self._root) as root,
                     files.subdirectory(place.directory, root) as directory,
                 ):
-                    files.rename(directory, self._part(entry), self.name(place.stem), durable=False)
+                    files.rename(directory, self._part(entry), self.name(place.stem))
                 self._path(entry).unlink(missing_ok=True)
                 self.remember(place, entry.mark)
                 entry = self._entries[place]

@@ -7,13 +7,15 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from io import FileIO
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 from aiofiles.threadpool import wrap
 from aiofiles.threadpool.binary import AsyncFileIO
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import Kept, Mark
+from bulkfetch.archive.base import KEPT_OVER_BYTES, Kept, Mark
+from bulkfetch.archive.commit import NewFile
 from bulkfetch.archive.parts import Parts
 from bulkfetch.errors import (
     ConnectionFailedError,
@@ -22,10 +24,6 @@ from bulkfetch.errors import (
     TimedOutError,
 )
 from bulkfetch.plan import Place
-
-# A body up to this size waits in memory and is written in one hop to a thread, together with its
-# sidecar; a longer one goes to disk as it comes, and its part is kept for another try.
-SPILL_BYTES = 2**20
 
 # What says nothing against the bytes that have come so far.
 _PART_IS_GOOD = (
@@ -46,7 +44,7 @@ class LocalStage:
         self,
         place: Place,
         open_directory: Callable[[], int],
-        check_room: Callable[[int], None],
+        take_room: Callable[[int], None],
         parts: Parts,
     ) -> None:
         self.place = place
@@ -55,12 +53,24 @@ class LocalStage:
         self.kept = parts.find(place)
         self._parts = parts
         self._open_directory = open_directory
-        self._check_room = check_room
+        self._take_room = take_room
         self._directory: int | None = None
         self._raw: FileIO | None = None
         self._mark: Mark | None = None
         self._pending: list[bytes] = []
         self.pending_bytes = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # Nothing is awaited: nothing may come between a cancellation and the clearing away.
+        self._end(error)
 
     def begin(self, mark: Mark | None) -> None:
         """See `Stage.begin`."""
@@ -88,18 +98,18 @@ class LocalStage:
         """See `Stage.write`."""
         self._pending.append(data)
         self.pending_bytes += len(data)
-        if self.pending_bytes >= SPILL_BYTES:
+        if self.pending_bytes >= KEPT_OVER_BYTES:
             await self.spill()
 
     async def spill(self) -> None:
         """Write what is in memory to the staged file."""
-        self._check_room(self.pending_bytes)
+        self._take_room(self.pending_bytes)
         if self.file is None:
             await in_thread(lambda: self._open(None))
         view = memoryview(self.take())
         with files.named():
             while view and self.file is not None:
-                # To its end, so that no thread writes to a descriptor that `end` has closed.
+                # To its end, so that no thread writes to a descriptor that `_end` has closed.
                 written = await files.to_its_end(asyncio.ensure_future(self.file.write(view)))
                 view = view[written:]
 
@@ -110,8 +120,14 @@ class LocalStage:
         self.pending_bytes = 0
         return data
 
-    def end(self, error: BaseException | None) -> None:
-        """Close, and leave of it what another try can use; never awaits."""
+    def on_disk(self, name: str) -> NewFile:
+        """What is to be the image: bytes in memory, or the staged file."""
+        if self._raw is None:
+            return NewFile(self.part, name, self.take())
+        return NewFile(self.part, name, None, self._raw.fileno())
+
+    def _end(self, error: BaseException | None) -> None:
+        """Close, and leave of it what another try can use."""
         is_good = self._mark is not None and isinstance(error, _PART_IS_GOOD)
         if self._raw is not None:
             self._raw.close()
@@ -132,7 +148,7 @@ class LocalStage:
         self.file = wrap(self._raw)
 
     def _read(self) -> bytes:
-        if self._raw is None or not (data := self._raw.read(SPILL_BYTES)):
+        if self._raw is None or not (data := self._raw.read(KEPT_OVER_BYTES)):
             raise OSError("the kept part grew shorter")
         return data
 

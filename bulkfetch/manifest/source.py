@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import gzip
 import io
@@ -268,6 +269,15 @@ def _not_text(head: bytes) -> str | None:
         if head.startswith(magic):
             return what
     controls = len(head) - len(head.translate(None, CONTROLS))
-    if controls > 8 and controls * 20 > len(head):  # random bytes have 11 %, bad cells a few
+    # Random bytes have 11 %, bad cells a few; and short cells may have many, but are UTF-8.
+    if controls > 8 and controls * 20 > len(head) and not _is_utf_8(head):
         return "is not text: give a manifest in UTF-8"
     return None
+
+
+def _is_utf_8(head: bytes) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in head

@@ -163,8 +163,8 @@ def look_at(record: ImageRecord, places: dict[tuple[str, str], tuple[str, int]])
         assert len(f".{name}.part") <= 255, name
     owner = places.setdefault((place.directory, place.stem), (record.id, record.version))
     assert owner == (record.id, record.version)
-    item = plan(record, ROW, None, SETTINGS)
-    assert plan(record, ROW, Held(None, 1, "damaged"), SETTINGS).action is item.action
+    item = plan(record, ROW, place, None, SETTINGS)
+    assert plan(record, ROW, place, Held(None, 1, "damaged"), SETTINGS).action is item.action
     kept = record.for_sidecar()
     assert "signed_url" not in kept
     json.dumps(kept, ensure_ascii=False).encode("utf-8", "backslashreplace")
