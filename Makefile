@@ -19,6 +19,9 @@ test: .venv/.dev  ## run the tests
 soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
 	$(BIN)/python -m pytest -m soak
 
+bench: .venv/.dev  ## measure against the tools people use now, in some ten minutes (ROUNDS=3)
+	$(BIN)/python -m benchmarks $(if $(ROUNDS),--rounds $(ROUNDS))
+
 lint: .venv/.dev  ## style, format, types, and the walls between the modules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -46,4 +49,4 @@ clean:  ## remove what was built, and the environment
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help demo test soak lint format wheel clean
+.PHONY: help demo test soak bench lint format wheel clean

@@ -13,6 +13,7 @@ import random
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from pathlib import Path
 import google_crc32c
 
 URL_LENGTH = 600
-IMAGES_PER_PATIENT = 5
 ORGANIZATION = "5c1d0a3e-51a7-4e0d-9b0c-000000000001"
 # One object in so many is a PNG; what they hold beyond their first bytes is random.
 PNG_EVERY = 4
@@ -49,7 +49,7 @@ http {{
             return 200 '{{"access_token":"benchmark","expires_in":18000,"token_type":"Bearer"}}';
         }}
         location = /images/v1 {{
-            default_type application/json; try_files /api/$arg_patient_id =404;
+            default_type application/json; try_files /api/$arg_patient_id /api/none =404;
         }}
         location /o/ {{
             add_header x-goog-hash "crc32c=$crc32c"; add_header x-goog-generation 1700000000000000;
@@ -81,33 +81,69 @@ class Served:
 
 
 @contextmanager
-def serving(root: Path, *, images: int, size_bytes: int) -> Iterator[Served]:
-    """Make so many images of so many bytes below `root`, and serve them until the context ends."""
+def serving(
+    root: Path,
+    *,
+    images: int,
+    size_bytes: int,
+    images_per_patient: int = 5,
+    without_images: int = 0,
+    latency_s: tuple[float, float] | None = None,
+) -> Iterator[Served]:
+    """Make images of so many bytes below `root`, and serve them until the context ends.
+
+    `without_images` is how many patients more there are. With `latency_s`, of API and storage, they
+    are served by `slow`; without, by nginx or, where that is missing, by `slow` in no time.
+    """
     port = _free_port()
-    served = _make(root, f"http://127.0.0.1:{port}", images, size_bytes)
+    url = f"http://127.0.0.1:{port}"
+    served = _make(
+        root, url, images, size_bytes,
+        images_per_patient=images_per_patient, without_images=without_images,
+    )  # fmt: skip
     (root / "nginx.conf").write_text(_CONFIG.format(root=root, port=port), encoding="utf-8")
-    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    user = ["-g", "user root;"] if os.getuid() == 0 else []
-    process = subprocess.Popen([nginx, "-p", str(root), "-c", str(root / "nginx.conf"), *user])
+    nginx = find_nginx()
+    if latency_s is not None or nginx is None:
+        seconds = map(str, latency_s or (0, 0))
+        command = [sys.executable, "-m", "benchmarks.slow", str(root), str(port), *seconds]
+    else:
+        user = ["-g", "user root;"] if os.getuid() == 0 else []
+        command = [nginx, "-p", str(root), "-c", str(root / "nginx.conf"), *user]
+    process = subprocess.Popen(command)
     try:
         _wait_for(port, process)
         yield served
     finally:
         process.terminate()
         process.wait()
+        shutil.rmtree(root)
 
 
-def _make(root: Path, url: str, images: int, size_bytes: int) -> Served:
+def find_nginx() -> str | None:
+    """Return the path of nginx, None where it is not installed."""
+    return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def _make(
+    root: Path,
+    url: str,
+    images: int,
+    size_bytes: int,
+    *,
+    images_per_patient: int,
+    without_images: int,
+) -> Served:
     chance = random.Random(1)
     www = root / "www"
     for directory in (www / "api", www / "o", root / "temp"):
         directory.mkdir(parents=True)
-    patients = images // IMAGES_PER_PATIENT
+    patients = images // images_per_patient
     now = datetime.now(UTC)
     served = Served(
-        url, root / "patients.csv", root / "objects.txt", root / "urls.txt", images, patients,
-        images * size_bytes,
+        url, root / "patients.csv", root / "objects.txt", root / "urls.txt", images,
+        patients + without_images, images * size_bytes,
     )  # fmt: skip
+    (www / "api" / "none").write_text("[]", encoding="utf-8")
     with (
         served.manifest.open("w", encoding="utf-8") as manifest,
         served.objects.open("w", encoding="utf-8") as objects,
@@ -119,7 +155,7 @@ def _make(root: Path, url: str, images: int, size_bytes: int) -> Served:
             patient_id = _uuid(chance)
             manifest.write(f"{patient_id}\n")
             records = []
-            for number in range(IMAGES_PER_PATIENT):
+            for number in range(images_per_patient):
                 ending = "jpg" if (patient + number) % PNG_EVERY else "png"
                 image_id = _uuid(chance)
                 path = f"o/{image_id}.{ending}"
@@ -132,6 +168,8 @@ def _make(root: Path, url: str, images: int, size_bytes: int) -> Served:
                 urls.write(f"{signed}\n")
                 records.append(_record(patient_id, image_id, ending, signed, number))
             (www / "api" / patient_id).write_text(json.dumps(records), encoding="utf-8")
+        for _ in range(without_images):
+            manifest.write(f"{_uuid(chance)}\n")
     return served
 
 
@@ -186,4 +224,4 @@ def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
             time.sleep(0.05)
         else:
             return
-    raise SystemExit("nginx did not start")
+    raise SystemExit("the server did not start")

@@ -16,7 +16,7 @@ BulkfetchError
     ├── SignedURLError         storage did not accept the signed URL: a new one is needed
     ├── ServiceDownError       the API or the storage has been failing for too long: the run stops
     ├── TypeMismatchError      the bytes are of another type than declared
-    ├── TakenError             another shard's run did this image meanwhile: look again
+    ├── TakenError             another row's or shard's task did this image meanwhile: look again
     ├── PathRefusedError       something lies in the archive where a directory belongs: remove it
     ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
     └── TooLargeError          the file is larger than `max_file_size`
@@ -196,7 +196,7 @@ class PathRefusedError(FetchError):
 
 
 class TakenError(FetchError):
-    """Another shard's run archived the image, or mended it, since this run looked."""
+    """Another row's or shard's task archived the image, or mended it, since it was looked at."""
 
     kind = "taken"
 

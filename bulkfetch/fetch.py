@@ -40,6 +40,9 @@ from bulkfetch.transport import Answer, Transport, expires_at
 
 # An image whose record changes again and again while it is fetched is left for the next run.
 _MOVES_AT_MOST = 3
+# Places whose plans may have been made before something ended there; the archive refuses what
+# slips through.
+_ENDED_AT_MOST = 10_000
 # A request takes its time to be read: a URL that ends sooner than this is as good as expired.
 EXPIRY_MARGIN_S = 5.0
 
@@ -107,6 +110,7 @@ class Downloader:
         self._clock = clock
         self._trusts_expiry = True
         self._busy: dict[Place, asyncio.Event] = {}
+        self._ended: dict[Place, None] = {}
 
     async def __call__(self, item: Item) -> Ended:
         """Do what an item asks for, following its record where that moves meanwhile.
@@ -132,16 +136,20 @@ class Downloader:
         raise AssertionError("the last move raises")
 
     async def _alone(self, item: Item) -> Ended:
-        """Let one task at a time work at a place: two rows may list the same image."""
+        """Let one task at a time work at a place, since rows may list the same, and look again."""
         place = item.place
         while (busy := self._busy.get(place)) is not None:
             await busy.wait()
-            (item,) = await self._planner([item.record], item.row)
         done = self._busy[place] = asyncio.Event()
         try:
+            if place in self._ended:
+                (item,) = await self._planner([item.record], item.row)
             return await self._perform(item)
         finally:
             del self._busy[place]
+            self._ended[place] = None
+            if len(self._ended) > _ENDED_AT_MOST:
+                del self._ended[next(iter(self._ended))]
             done.set()
 
     async def _perform(self, item: Item) -> Ended:

@@ -121,10 +121,10 @@ def _base_url(text: str) -> str:
     # Parsed by what will send to it, so that both see the same host.
     try:
         parts = URL(text)
-        plain = text.isprintable() and " " not in text
-    except ValueError:
+        plain = bool(parts.host) and text.isprintable() and " " not in text
+    except (ValueError, IndexError):  # the second of brackets in odd places
         plain = False
-    if not plain or parts.scheme not in ("http", "https") or not parts.host:
+    if not plain or parts.scheme not in ("http", "https"):
         raise ValueError("must be a URL such as https://pre-api.joincandidhealth.com")
     if parts.scheme == "http" and not is_loopback(parts.host):
         raise ValueError("must be https: a token is never sent in the clear")

@@ -70,7 +70,7 @@ class Answer:
         self._slow_after_s = slow_after_s
         self.status = response.status
         self.headers: MultiMapping[str] = response.headers
-        self.host = response.url.host or ""
+        self.host = response.url.raw_host or ""
 
     def expect_ok(self, who: str) -> None:
         """Raise `StatusError` unless the status is 200."""
@@ -196,9 +196,8 @@ class Transport:
         async with self.query_slots.take() as slot:
             if self._limiter:
                 await self._limiter.acquire()
-            answer = await self._open(
-                method, target, f"the API at {target.host}", headers=sent, params=params, json=json
-            )
+            who = f"the API at {target.raw_host}"
+            answer = await self._open(method, target, who, headers=sent, params=params, json=json)
             try:
                 if answer.status in (429, 503):
                     self.query_slots.throttled(slot)
@@ -234,7 +233,7 @@ class Transport:
         sent = {"Accept": "*/*", "Accept-Encoding": "gzip", **(headers or {})}
         target = self._allowed(url)
         for left in reversed(range(REDIRECTS_AT_MOST + 1)):
-            who = f"the storage at {target.host}"
+            who = f"the storage at {target.raw_host}"
             answer = await self._open("GET", target, who, headers=sent)
             if answer.status == HTTPStatus.OK:
                 break
@@ -268,7 +267,7 @@ class Transport:
                 params=params,
                 json=json,
                 allow_redirects=False,
-                proxy=self._proxy_for(url.scheme, url.host or ""),
+                proxy=self._proxy_for(url.scheme, url.raw_host or ""),
             )
         except _FOREIGN as error:
             raise _named_error(error, who) from None
@@ -290,9 +289,9 @@ class Transport:
         try:
             target = URL(url, encoded=True)
             host, scheme = (target.raw_host or "").lower(), target.scheme
-            if not url.isprintable() or " " in url or "@" in target.raw_authority:
+            if not (target.host and url.isprintable()) or " " in url or "@" in target.raw_authority:
                 host = ""
-        except ValueError:
+        except (ValueError, IndexError):  # the second of brackets in odd places
             host, scheme = "", ""
         if scheme == "https" and any(
             host == name or (name.startswith(".") and host.endswith(name))
@@ -325,7 +324,7 @@ def expires_at(url: str) -> float | None:
     V4: `X-Goog-Date` and `X-Goog-Expires` (seconds); V2: `Expires`. A hint, no more:
     https://cloud.google.com/storage/docs/access-control/signed-urls.
     """
-    told = dict(reversed(_EXPIRY.findall(url)))
+    told = dict(reversed(_EXPIRY.findall(url.partition("#")[0])))
     try:
         if (begins := told.get("X-Goog-Date")) is not None:
             return _unix_time(begins) + float(told["X-Goog-Expires"])

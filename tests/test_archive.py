@@ -13,14 +13,21 @@ import stat
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from bulkfetch.archive import Identity, LocalArchive
-from bulkfetch.errors import ArchiveMismatchError, DestinationError, PathRefusedError
+from bulkfetch.errors import (
+    ArchiveMismatchError,
+    DestinationError,
+    PathRefusedError,
+    TakenError,
+)
 from bulkfetch.models import FileInfo, Requested, Sidecar, SidecarOutcome
 from bulkfetch.plan import Held, Place
 from tests.conftest import with_mounts_of_its_own
@@ -108,6 +115,7 @@ async def test_everything_is_private_to_its_owner_whatever_the_umask(
             await put(archive, LARGE)
             await put(archive, SMALL, Place("p-2", "i-2.v1"))
             await archive.note(PLACE, 2, sidecar_for(PLACE, LARGE, status="PENDING"))
+            (root / "deep" / "er" / "p-2" / "i-2.v1.jpg").unlink()
             await archive.quarantine(Place("p-2", "i-2.v1"))
             for path in everything(root):
                 wanted = 0o700 if path.is_dir() else 0o600
@@ -321,8 +329,57 @@ async def test_cancelling_while_publishing_leaves_a_whole_pair_or_nothing(
     assert descriptors() <= before
 
 
+async def test_what_is_there_is_never_overwritten(archive: LocalArchive, root: Path) -> None:
+    await put(archive, SMALL)
+    with pytest.raises(TakenError):
+        await put(archive, LARGE)
+    with pytest.raises(TakenError):
+        await archive.note(PLACE, 1, sidecar_for(PLACE, None))
+    with pytest.raises(TakenError):
+        await archive.quarantine(PLACE)
+    assert await held(archive) == Held(sidecar_for(PLACE, SMALL), 1)
+    assert names(root / "p-1") == {"i-1.v1.jpg", "i-1.v1.json"}
+
+
+async def test_each_of_those_committed_together_has_its_own_end(
+    archive: LocalArchive, root: Path
+) -> None:
+    places = [Place(f"p-{n % 5}", f"i-{n}.v1") for n in range(40)]
+    (root / "p-1").write_text("in the way", encoding="utf-8")
+    await put(archive, SMALL, places[2])
+    ends = await asyncio.gather(*(put(archive, SMALL, p) for p in places), return_exceptions=True)
+    for place, end in zip(places, ends, strict=True):
+        if place.directory == "p-1":
+            assert isinstance(end, PathRefusedError)
+        elif place == places[2]:
+            assert isinstance(end, TakenError)
+        else:
+            assert end is None
+            assert await held(archive, place) == Held(sidecar_for(place, SMALL), 1)
+    errors = [end for end in ends if end is not None]
+    assert len({id(error) for error in errors}) == len(errors) == 9
+    assert everything(root, "*.part") == [root]
+
+
+async def test_without_a_thread_to_commit_in_every_job_fails_and_none_hangs(
+    archive: LocalArchive, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        ThreadPoolExecutor, "submit", Mock(side_effect=RuntimeError("can't start new thread"))
+    )
+    ends = await asyncio.gather(
+        *(put(archive, SMALL, Place("p-1", f"i-{n}.v1")) for n in range(100)),
+        return_exceptions=True,
+    )
+    assert all(isinstance(end, DestinationError) for end in ends)
+    monkeypatch.undo()
+    await put(archive, SMALL)
+    assert await held(archive) is not None
+
+
 KILLED = """
-n = 0
+import time
+n = time.monotonic_ns()  # nothing is written twice
 while True:
     await put(archive, (LARGE, SMALL)[n % 2] + str(n).encode(), Place(f"p-{n % 5}", f"i-{n}.v1"))
     n += 1
@@ -426,6 +483,10 @@ async def test_a_link_in_the_place_of_a_file_is_never_written_through(
         await put(archive, data)
     except DestinationError:
         assert name.endswith(".part")
+    except TakenError:
+        assert name == "i-1.v1.json"
+        assert (state := await held(archive)) is not None
+        assert state.damage == "its sidecar cannot be read"
     else:
         assert not (root / "p-1" / name).is_symlink()
         state = await held(archive)

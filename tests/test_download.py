@@ -465,3 +465,42 @@ def test_a_manifest_that_changes_during_the_run_ends_it_with_status_2(
     assert b"changed" in err
     assert b"Traceback" not in err
     balance(json.loads(out))
+
+
+def two_rows_of_one_image(simulator: Simulator, path: Path) -> tuple[Path, dict[str, Any]]:
+    """A manifest in which a patient's row and a coverage's list the same image."""
+    image = next(
+        image
+        for patient in simulator.patient_ids()
+        for image in simulator.expected_images(patient)
+        if image["status"] == "UPLOADED" and image["coverage"] and image["patient"]
+    )
+    patient, coverage = image["patient"]["id"], image["coverage"]["id"]
+    path.write_text(f"patient_id,coverage_id\n{patient},\n,{coverage}\n", encoding="utf-8")
+    return path, image
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_an_image_that_two_rows_list_is_fetched_once(
+    serve: Serve, tmp_path: Path, at_once: int
+) -> None:
+    simulator = serve(patients=20, storage_latency_s=0.1)
+    manifest, image = two_rows_of_one_image(simulator, tmp_path / "two.csv")
+    archive = tmp_path / "archive"
+    result = download(simulator, manifest, archive, f"--download-concurrency={at_once}")
+    assert result.status == 0, result.err
+    found = sidecars(archive)
+    state = found[image["id"], image["version"]]
+    assert state["requested"] == {"patient_id": image["patient"]["id"], "coverage_id": None}
+    files = [sidecar for sidecar in found.values() if sidecar["file"]]
+    assert simulator.requests["storage"] == len(files) == result.summary["images"]["downloaded"]
+
+    # Damaged, it is moved away once, and what is fetched anew stays.
+    path = state["_path"].with_name(state["file"]["path"])
+    good = path.read_bytes()
+    path.write_bytes(good + b"damage")
+    result = download(simulator, manifest, archive, f"--download-concurrency={at_once}")
+    assert result.status == 0, result.err
+    assert path.read_bytes() == good
+    (kept,) = archive.glob(f".bulkfetch/quarantine/*/*/{path.name}*")
+    assert kept.read_bytes() == good + b"damage"

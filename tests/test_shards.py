@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -17,9 +19,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkfetch.archive import Kept, LocalArchive, Mark
+from bulkfetch.archive import Kept, LocalArchive, Mark, files
 from bulkfetch.errors import ConnectionFailedError, DestinationError, TakenError
 from bulkfetch.models import Shard
+from bulkfetch.plan import Place
 from bulkfetch.simulator import Simulator, parse_fault
 from tests.conftest import (
     Serve,
@@ -113,6 +116,24 @@ def test_shards_side_by_side_make_one_whole_archive(serve: Serve, tmp_path: Path
     assert result.status == 0, result.err
     assert result.summary["images"]["downloaded"] == 0
     assert result.summary["patients"]["total"] == 60
+
+
+def test_a_file_in_the_place_of_a_templates_directory_fails_its_patient_alone(
+    serve: Serve, tmp_path: Path
+) -> None:
+    simulator = serve(patients=20)
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    archive = tmp_path / "archive"
+    option = "--path-template={patient_hash}/{patient_id}/{image_id}.v{version}"
+    first = download(simulator, manifest, archive, option)
+    assert first.status == 0, first.err
+    directory = next(path for path in archive.glob("[!.]*") if len(list(path.glob("*/*.json"))) > 1)
+    shutil.rmtree(directory)
+    directory.write_text("in the way", encoding="utf-8")
+    result = download(simulator, manifest, archive, option)
+    assert result.status == 1, result.err
+    assert 1 <= result.summary["patients"]["failed"] < 10
+    assert f"{directory.name} in the archive is a link or a file" in result.err
 
 
 def test_a_share_without_rows_is_a_success(serve: Serve, tmp_path: Path) -> None:
@@ -228,6 +249,27 @@ async def test_what_a_neighbour_archived_or_mended_is_neither_overwritten_nor_mo
         assert await held(one) == await held(other)
         assert names(tmp_path / "archive" / PLACE.directory) == {"i-1.v1.jpg", "i-1.v1.json"}
         assert not list((tmp_path / "archive" / ".bulkfetch" / "quarantine").glob("run-1/*/*"))
+
+
+async def test_a_directory_that_a_neighbour_does_not_let_go_of_holds_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "TURN_S", 0.2)
+    root = tmp_path / "archive"
+    with LocalArchive.open(str(root), "run-1", IDENTITY, shard=Shard(1, 2)) as archive:
+        (root / "p-3").mkdir()
+        with files.descriptor(root / "p-3") as directory, files.alone(directory):
+            places = [Place(f"p-{n % 6}", f"i-{n}.v1") for n in range(12)]
+            ends = await asyncio.gather(
+                *(put(archive, SMALL, place) for place in places), return_exceptions=True
+            )
+    for place, end in zip(places, ends, strict=True):
+        if place.directory == "p-3":
+            assert isinstance(end, DestinationError)
+            assert "another shard's process" in str(end)
+        else:
+            assert end is None
+    assert not list(root.rglob("*.part"))
 
 
 async def test_a_long_part_of_a_shard_is_continued_by_a_run_on_the_whole_but_by_no_neighbour(

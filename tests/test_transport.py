@@ -247,6 +247,8 @@ DENIED = [
     "https://storage.googleapis.com/o HTTP/1.1\r\nX-Evil: 1",
     "https://storage.googleapis.com/\ud800",
     "https://[::1",
+    "https://xn--a.storage.googleapis.com/o",
+    "https://storage.googleapis.com[::1]@/o",
     "https://[::ffff:127.0.0.1]/o",
     "https:///o",
     "https://",

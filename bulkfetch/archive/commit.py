@@ -9,15 +9,17 @@ not waited for, there is no thread.
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from bulkfetch.archive import files
-from bulkfetch.errors import BulkfetchError
+from bulkfetch.errors import BulkfetchError, DestinationError, TakenError
 
 # More would keep those that are done waiting for those that are not.
 _TOGETHER = 64
@@ -38,15 +40,11 @@ class NewFile:
 
 @dataclass(slots=True)
 class Job:
-    """An image, if there is one, and its sidecar, in one directory; `error` says why they are not.
-
-    `refuse` is called with the directory's descriptor first, and may raise.
-    """
+    """An image, if there is one, and its sidecar, in a directory; `error` says why they are not."""
 
     directory: str
     image: NewFile | None
     sidecar: NewFile
-    refuse: Callable[[int], None]
     error: Exception | None = None
 
 
@@ -81,7 +79,8 @@ class Committer:
 
         Raises:
             DestinationError: it could not be done.
-            TakenError, PathRefusedError: as for `Archive.publish`.
+            TakenError: its sidecar is there already; nothing is overwritten.
+            PathRefusedError: its directory is none.
         """
         try:
             if self._durable or self._take_turns:
@@ -104,46 +103,57 @@ class Committer:
     def _start(self) -> None:
         if self._is_at_work or not self._waiting:
             return
-        self._is_at_work = True
         batch = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
-        jobs = [job for job, _ in batch]
+        loop = asyncio.get_running_loop()
+        try:
+            work = loop.run_in_executor(self._thread, self._commit, [job for job, _ in batch])
+        except RuntimeError as error:
+            _answer([*batch, *self._waiting], DestinationError(f"{error}: allow more (ulimit -u)"))
+            self._waiting.clear()
+            return
+        self._is_at_work = True
 
         def finish(work: asyncio.Future[None]) -> None:
             self._is_at_work = False
+            _answer(batch, work.exception())
             self._start()
-            unexpected = work.exception()
-            for job, done in batch:
-                error = unexpected or job.error
-                if error is None:
-                    done.set_result(None)
-                else:
-                    done.set_exception(error)
 
-        loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._thread, self._commit, jobs).add_done_callback(finish)
+        work.add_done_callback(finish)
 
     def _commit(self, jobs: Sequence[Job]) -> None:
+        new = (file for job in jobs for file in (job.image, job.sidecar) if file)
+        self._take_room(sum(len(file.data or b"") for file in new))
+        by_directory: dict[str, list[Job]] = {}
+        for job in jobs:
+            by_directory.setdefault(job.directory, []).append(job)
+        if not self._take_turns:
+            self._commit_together(by_directory)
+            return
+        # One at a time, so that nobody waits for one while holding another.
+        deadline = time.monotonic() + files.TURN_S
+        for path, of_one in by_directory.items():
+            self._commit_together({path: of_one}, deadline)
+
+    def _commit_together(
+        self, jobs: Mapping[str, Sequence[Job]], deadline: float | None = None
+    ) -> None:
         with ExitStack() as stack:
-            self._take_room(sum(len(job.image.data or b"") for job in jobs if job.image))
             directories: dict[str, int] = {}
-            # In one order everywhere, so that two processes never wait for each other.
-            for path in sorted({job.directory for job in jobs}):
+            for path, inside in jobs.items():
                 try:
                     directory = self._open_directory(path)
                     stack.callback(os.close, directory)
                     if self._take_turns:
-                        stack.enter_context(files.alone(directory))
+                        stack.enter_context(files.alone(directory, deadline))
                     directories[path] = directory
                 except (OSError, BulkfetchError) as error:
-                    _fail([job for job in jobs if job.directory == path], error)
-            for job in jobs:
-                if job.error is None:
-                    try:
-                        job.refuse(directories[job.directory])
-                    except (OSError, BulkfetchError) as error:
-                        job.error = error
-            self._put([(job, job.image) for job in jobs if job.image], directories)
-            self._put([(job, job.sidecar) for job in jobs], directories)
+                    _fail(inside, error)
+            together = [job for inside in jobs.values() for job in inside]
+            for job in together:
+                if job.error is None and files.exists(job.sidecar.name, directories[job.directory]):
+                    job.error = TakenError("another row or shard archived the image meanwhile")
+            self._put([(job, job.image) for job in together if job.image], directories)
+            self._put([(job, job.sidecar) for job in together], directories)
 
     def _put(self, wanted: Sequence[tuple[Job, NewFile]], directories: dict[str, int]) -> None:
         """Give files their names, as durably as is wanted; those of failed jobs are left out."""
@@ -195,4 +205,16 @@ def _sync(file: NewFile, _: int) -> None:
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:
     for job in jobs:
-        job.error = error
+        job.error = job.error or error
+
+
+def _answer(
+    batch: Sequence[tuple[Job, asyncio.Future[None]]], unexpected: BaseException | None
+) -> None:
+    for job, done in batch:
+        error = unexpected or job.error
+        if error is None:
+            done.set_result(None)
+        else:
+            # Each its own, since each is raised in a task of its own.
+            done.set_exception(copy.copy(error))

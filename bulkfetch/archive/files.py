@@ -9,6 +9,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ DIRECTORY_MODE = 0o700
 # Room for a journal's end, a summary and the sidecars of what is in flight; on a small disk it is a
 # twentieth.
 RESERVE_BYTES = 16 * 2**20
+# A neighbour writes a directory's files in far less.
+TURN_S = 4.0
+_TURN_LOOK_S = 0.005
 
 T = TypeVar("T")
 
@@ -176,9 +180,26 @@ async def to_its_end(work: asyncio.Future[T]) -> T:
 
 
 @contextmanager
-def alone(directory: int) -> Iterator[None]:
-    """Keep every other process out that asks for the same; the lock dies with its holder."""
-    fcntl.flock(directory, fcntl.LOCK_EX)
+def alone(directory: int, deadline: float | None = None) -> Iterator[None]:
+    """Keep every other process out that asks for the same; the lock dies with its holder.
+
+    `deadline`, of `time.monotonic`, is `TURN_S` from now unless given.
+
+    Raises:
+        DestinationError: another process did not let go of it until then.
+    """
+    deadline = time.monotonic() + TURN_S if deadline is None else deadline
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise DestinationError(
+                    f"another shard's process holds a directory of the archive for {TURN_S:.0f} s: "
+                    "is it stopped?"
+                ) from None
+        time.sleep(_TURN_LOOK_S)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import chain, count
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -153,6 +154,8 @@ class LocalArchive:
             (self._root / path).lstat()
         except FileNotFoundError:
             return False
+        except OSError:
+            pass  # whatever lies there is looked at, and named, by `_held`
         return True
 
     def stage(self, place: Place) -> LocalStage:
@@ -178,14 +181,8 @@ class LocalArchive:
     ) -> None:
         name = place.sidecar(revision)
         data = f"{json_text(sidecar, indent=2)}\n".encode()
-
-        def refuse(directory: int) -> None:
-            # What a neighbour wrote meanwhile is not overwritten.
-            if self._has_neighbours and files.exists(name, directory):
-                raise TakenError("another shard archived the image meanwhile")
-
-        job = Job(place.directory, image, NewFile(self._parts.name(name), name, data), refuse)
-        await self._committer.do(job)
+        sidecar_file = NewFile(self._parts.name(name), name, data)
+        await self._committer.do(Job(place.directory, image, sidecar_file))
 
     async def check_room(self) -> None:
         """See `Archive.check_room`."""
@@ -264,17 +261,19 @@ class LocalArchive:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
         with self._turn_in(place.directory) as directory, files.descriptor(self._root) as root:
-            if self._has_neighbours:
-                held = self._held(place, rehash=True)
-                if held is None or held.damage is None:
-                    raise TakenError("another shard mended the image meanwhile")
+            held = self._held(place, rehash=True)
+            if held is None or held.damage is None:
+                raise TakenError("another row or shard mended the image meanwhile")
             target = files.open_directory(there, root, make=True)
             try:
                 # The sidecars first: a file without one is not yet archived, and does no harm.
                 names = os.listdir(directory)  # noqa: PTH208  of a descriptor
                 found = sorted(names, key=lambda name: not name.endswith(".json"))
                 for name in filter(ours.fullmatch, found):
-                    os.rename(name, name, src_dir_fd=directory, dst_dir_fd=target)
+                    # What was damaged twice in one run is kept twice.
+                    again = (f"{name}~{number}" for number in count(2))
+                    free = next(n for n in chain([name], again) if not files.exists(n, target))
+                    os.rename(name, free, src_dir_fd=directory, dst_dir_fd=target)
                 if self._durable:
                     os.fsync(target)
                     os.fsync(directory)

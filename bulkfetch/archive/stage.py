@@ -103,7 +103,8 @@ class LocalStage:
 
     async def spill(self) -> None:
         """Write what is in memory to the staged file."""
-        self._take_room(self.pending_bytes)
+        with files.named():
+            self._take_room(self.pending_bytes)
         if self.file is None:
             await in_thread(lambda: self._open(None))
         view = memoryview(self.take())

@@ -1,0 +1,272 @@
+"""Runs the benchmarks, prints a table for each, and saves them all.
+
+python -m benchmarks                        all but `memory`, which takes minutes
+python -m benchmarks small large --rounds 5
+python -m benchmarks --quick                a hundredth of the size, to see that it works
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Cost, run
+from benchmarks.peers import OURS, PEERS, bulkfetch
+from benchmarks.server import Served, find_nginx, serving
+
+RESULTS = Path("build/bench")
+QUERIES, DOWNLOADS = 32, 64
+API_S, STORAGE_S = 0.05, 0.03
+
+
+class Bench:
+    """What all benchmarks share: their size, and where they work."""
+
+    def __init__(self, *, rounds: int, divisor: int) -> None:
+        self.rounds = rounds
+        self.divisor = divisor
+        memory = Path("/dev/shm")
+        self.scratch = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
+        self.results: dict[str, list[dict[str, Any]]] = {}
+
+    @contextmanager
+    def served(self, **fields: Any) -> Iterator[Served]:  # noqa: ANN401  as `serving` takes them
+        """Serve from memory."""
+        with (
+            tempfile.TemporaryDirectory(dir=self.scratch, prefix="bulkfetch-bench-") as directory,
+            serving(Path(directory) / "server", **fields) as served,
+        ):
+            os.environ |= {"BULKFETCH_API_URL": served.url, "BULKFETCH_TOKEN": "benchmark"}
+            yield served
+
+    @contextmanager
+    def directory(self, parent: Path | None = None) -> Iterator[Path]:
+        """A fresh directory, in memory unless another is named."""
+        made = tempfile.mkdtemp(dir=parent or self.scratch, prefix="bulkfetch-bench-")
+        try:
+            yield Path(made)
+        finally:
+            shutil.rmtree(made)
+
+    def tell(self, title: str, rows: list[dict[str, Any]]) -> None:
+        """Print a table."""
+        self.results[title] = rows
+        names = list(rows[0])
+        print(f"\n{title}\n")
+        print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
+        for row in rows:
+            print("| " + " | ".join(str(row[name]) for name in names) + " |", flush=True)
+
+
+def _against_peers(bench: Bench, title: str, images: int, size_bytes: int) -> None:
+    there = [peer for peer in PEERS if peer.is_there()]
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    with bench.served(images=images, size_bytes=size_bytes) as served:
+        for _ in range(bench.rounds):
+            for peer in (OURS, *there):
+                with bench.directory() as directory:
+                    out = directory / "out"
+                    costs[peer.name].append(run(peer.command(served, out)))
+                    _expect(out, images, size_bytes)
+    rows = []
+    for peer in (OURS, *there):
+        found = costs[peer.name]
+        wall_s = statistics.median(cost.wall_s for cost in found)
+        ratios = [
+            theirs.wall_s / ours.wall_s
+            for ours, theirs in zip(costs[OURS.name], found, strict=True)
+        ]
+        rows.append({
+            "": peer.name,
+            "files/s": f"{images / wall_s:,.0f}",
+            "MB/s": f"{images * size_bytes / wall_s / 1e6:,.0f}",
+            "CPU µs/file": f"{statistics.median(c.cpu_s for c in found) / images * 1e6:,.0f}",
+            "peak MB": f"{max(cost.peak_bytes for cost in found) / 1e6:,.0f}",
+            "bulkfetch is so many times as fast": f"{statistics.median(ratios):.2f}",
+        })  # fmt: skip
+    bench.tell(title, rows)
+    for peer in PEERS:
+        if peer not in there:
+            print(f"(not installed: {peer.version[0]})")
+
+
+def _expect(out: Path, images: int, size_bytes: int) -> None:
+    """Make sure that a tool did the job."""
+    sizes = [p.stat().st_size for p in out.rglob("*") if p.is_file() and p.suffix != ".json"]
+    found = sum(size == size_bytes for size in sizes)
+    if found != images:
+        raise SystemExit(f"{found} of {images} images are in {out}")
+
+
+def small(bench: Bench) -> None:
+    """Images of 20 kB, into memory."""
+    images = 20_000 // bench.divisor
+    _against_peers(bench, f"{images:,} images of 20 kB, into memory", images, 20_000)
+
+
+def large(bench: Bench) -> None:
+    """Images of 400 kB, into memory."""
+    images = 2_000 // bench.divisor
+    _against_peers(bench, f"{images:,} images of 400 kB, into memory", images, 400_000)
+
+
+def disk(bench: Bench) -> None:
+    """Images of 20 kB onto this directory's disk, waiting for it and not."""
+    images = 5_000 // bench.divisor
+    costs: dict[str, list[Cost]] = defaultdict(list)
+    with bench.served(images=images, size_bytes=20_000) as served:
+        for _ in range(bench.rounds):
+            for name, options in (("--no-fsync", ["--no-fsync"]), ("durable, the default", [])):
+                with bench.directory(Path.cwd()) as directory:
+                    os.sync()
+                    costs[name].append(run(bulkfetch(served, directory / "out", *options)))
+    waived, durable = costs.values()
+    ratio = statistics.median(a.wall_s / b.wall_s for a, b in zip(waived, durable, strict=True))
+    bench.tell(
+        f"{images:,} images of 20 kB, on a disk",
+        [
+            {
+                "": name,
+                "files/s": f"{images / statistics.median(c.wall_s for c in found):,.0f}",
+                "times --no-fsync": f"{ratio if found is durable else 1:.2f}",
+            }
+            for name, found in costs.items()
+        ],
+    )
+
+
+def latency(bench: Bench) -> None:
+    """A line on which time is lost waiting: how near the limit by Little's law."""
+    rows = []
+    for per_patient in (1, 3):
+        patients = 6_000 // per_patient // bench.divisor
+        images = patients * per_patient
+        # So many at once, each taking so long, is so many a second (J. D. C. Little, 1961).
+        limit_s = max(patients * API_S / QUERIES, images * STORAGE_S / DOWNLOADS)
+        found = []
+        fields = {"images": images, "size_bytes": 20_000, "images_per_patient": per_patient}
+        with bench.served(**fields, latency_s=(API_S, STORAGE_S)) as served:
+            for _ in range(bench.rounds):
+                with bench.directory() as directory:
+                    at_once = (
+                        f"--query-concurrency={QUERIES}", f"--download-concurrency={DOWNLOADS}",
+                    )  # fmt: skip
+                    run(bulkfetch(served, directory / "out", "--no-fsync", *at_once))
+                    (summary,) = directory.glob("out/.bulkfetch/runs/*/summary.json")
+                    found.append(json.loads(summary.read_bytes())["seconds"])
+        took_s = statistics.median(found)
+        rows.append({
+            "images a patient": per_patient,
+            "patients": f"{patients:,}",
+            "limit, s": f"{limit_s:.2f}",
+            "took, s": f"{took_s:.2f}",
+            "of the limit": f"{limit_s / took_s:.2f}",
+        })  # fmt: skip
+    bench.tell(
+        f"{API_S * 1e3:.0f} ms an API answer, {STORAGE_S * 1e3:.0f} ms to the first byte, "
+        f"{QUERIES} queries and {DOWNLOADS} downloads at once",
+        rows,
+    )
+
+
+def again(bench: Bench) -> None:
+    """A second run, with nothing new."""
+    images = 20_000 // bench.divisor
+    costs: list[Cost] = []
+    with bench.served(images=images, size_bytes=20_000) as served, bench.directory() as directory:
+        command = bulkfetch(served, directory / "out", "--no-fsync")
+        run(command)
+        costs.extend(run(command) for _ in range(bench.rounds))
+        empty = served.manifest.with_name("one.csv")
+        empty.write_text("patient_id\nnobody\n", encoding="utf-8")
+        start = run([part if part != served.manifest else empty for part in command])
+    cpu_s = statistics.median(cost.cpu_s for cost in costs)
+    bench.tell(
+        f"a second run over {images:,} images, all unchanged",
+        [
+            {
+                "images/s": f"{images / statistics.median(c.wall_s for c in costs):,.0f}",
+                "CPU µs/image, all": f"{cpu_s / images * 1e6:,.0f}",
+                "less start-up": f"{(cpu_s - start.cpu_s) / images * 1e6:,.0f}",
+            }
+        ],
+    )
+
+
+def startup(bench: Bench) -> None:
+    """How long `--help` takes to appear."""
+    pairs = [
+        (run([sys.executable, "-m", "bulkfetch", "--help"]), run([sys.executable, "-c", "pass"]))
+        for _ in range(5 * bench.rounds)
+    ]
+    ours = statistics.median(cost.wall_s for cost, _ in pairs)
+    bare = statistics.median(cost.wall_s for _, cost in pairs)
+    bench.tell(
+        "start-up",
+        [
+            {
+                "bulkfetch --help, ms": f"{ours * 1e3:.0f}",
+                "python -c pass, ms": f"{bare * 1e3:.0f}",
+                "ratio": f"{ours / bare:.2f}",
+            }
+        ],
+    )
+
+
+def memory(bench: Bench) -> None:
+    """Peak memory with few patients and with many, a hundredth of whom have images."""
+    rows = []
+    for patients in (10_000 // bench.divisor, 1_000_000 // bench.divisor):
+        images = max(5, patients // 20)
+        fields = {"images": images, "size_bytes": 20_000, "without_images": patients - images // 5}
+        with bench.served(**fields) as served, bench.directory() as directory:
+            cost = run(bulkfetch(served, directory / "out", "--no-fsync"))
+            rows.append({
+                "patients": f"{patients:,}",
+                "images": f"{images:,}",
+                "peak MB": f"{cost.peak_bytes / 1e6:.1f}",
+                "patients/s": f"{patients / cost.wall_s:,.0f}",
+            })  # fmt: skip
+    bench.tell("memory", rows)
+
+
+BENCHMARKS: dict[str, Callable[[Bench], None]] = {
+    f.__name__: f for f in (small, large, disk, latency, again, startup, memory)
+}
+
+
+def main() -> None:
+    """Run what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a hundredth of the size")
+    given = parser.parse_args()
+    names = given.names or [name for name in BENCHMARKS if name != "memory"]
+    bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1)
+    versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}
+    print(f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.platform()}")
+    print(f"server: {'nginx' if find_nginx() else 'aiohttp, since nginx is not installed'}")
+    for name, version in versions.items():
+        print(f"{name}: {version}")
+    for name in names:
+        BENCHMARKS[name](bench)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    saved = {"versions": versions, "rounds": given.rounds, "tables": bench.results}
+    (RESULTS / "results.json").write_text(json.dumps(saved, indent=2), encoding="utf-8")
+    print(f"\nsaved in {RESULTS / 'results.json'}")
+
+
+if __name__ == "__main__":
+    main()
