@@ -26,6 +26,8 @@ RESERVE_BYTES = 16 * 2**20
 TURN_S = 4.0
 _TURN_LOOK_S = 0.005
 
+_READ_BYTES = 2**16
+
 T = TypeVar("T")
 
 
@@ -119,8 +121,14 @@ def exists(name: str, directory: int) -> bool:
 def read(name: str, directory: int) -> bytes:
     """Return a file's bytes; a pipe that lies there is empty, and not waited for."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    with os.fdopen(os.open(name, flags, dir_fd=directory), "rb") as file:
-        return file.read()
+    descriptor = os.open(name, flags, dir_fd=directory)
+    try:
+        parts = []
+        while part := os.read(descriptor, _READ_BYTES):
+            parts.append(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
 
 
 def create(name: str, directory: int, *, keep: bool = False) -> int:

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Self, TypeVar
@@ -31,6 +31,7 @@ from bulkfetch.paths import parse_template
 from bulkfetch.plan import Held, Place
 
 PRIVATE = ".bulkfetch"
+_ENDING = re.compile("[a-z]+")
 
 T = TypeVar("T")
 
@@ -147,7 +148,7 @@ class LocalArchive:
         """See `Archive.held`; one hop to a thread for all of them, where there is anything."""
         if not any(map(self._has_directory, {place.directory for place in places})):
             return [None] * len(places)
-        return await in_thread(lambda: [self._held(place, rehash=rehash) for place in places])
+        return await in_thread(lambda: self._held(places, rehash=rehash))
 
     def _has_directory(self, path: str) -> bool:
         try:
@@ -235,33 +236,25 @@ class LocalArchive:
         finally:
             os.close(directory)
 
-    def _held(self, place: Place, *, rehash: bool) -> Held | None:
-        try:
+    def _held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
+        found: dict[Place, Held] = {}
+        for path in dict.fromkeys(place.directory for place in places):
             with (
+                suppress(FileNotFoundError),
                 files.descriptor(self._root) as root,
-                files.subdirectory(place.directory, root) as directory,
+                files.subdirectory(path, root) as directory,
             ):
-                if not files.exists(place.sidecar(1), directory):
-                    return None
-                revision = 1
-                while files.exists(place.sidecar(revision + 1), directory):
-                    revision += 1
-                try:
-                    state = _parse_sidecar(files.read(place.sidecar(revision), directory))
-                except (ValueError, OSError, RecursionError):
-                    return Held(None, revision, "its sidecar cannot be read")
-                damage = None
-                if state.file:
-                    damage = _damage(place, state.file, directory, rehash=rehash)
-                return Held(state, revision, damage)
-        except FileNotFoundError:
-            return None
+                names = frozenset(os.listdir(directory))  # noqa: PTH208  of a descriptor
+                for place in places:
+                    if place.directory == path and place.sidecar(1) in names:
+                        found[place] = _look(place, directory, names, rehash=rehash)
+        return [found.get(place) for place in places]
 
     def _quarantine(self, place: Place) -> None:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
         with self._turn_in(place.directory) as directory, files.descriptor(self._root) as root:
-            held = self._held(place, rehash=True)
+            (held,) = self._held([place], rehash=True)
             if held is None or held.damage is None:
                 raise TakenError("another row or shard mended the image meanwhile")
             target = files.open_directory(there, root, make=True)
@@ -314,8 +307,24 @@ def _read_identity(root: Path, wanted: Identity) -> Identity | None:
     return found
 
 
+def _look(place: Place, directory: int, names: frozenset[str], *, rehash: bool) -> Held:
+    revision = 1
+    while place.sidecar(revision + 1) in names:
+        revision += 1
+    try:
+        state = _parse_sidecar(files.read(place.sidecar(revision), directory))
+    except (ValueError, OSError, RecursionError):
+        return Held(None, revision, "its sidecar cannot be read")
+    damage = _damage(place, state.file, directory, rehash=rehash) if state.file else None
+    return Held(state, revision, damage)
+
+
 def _parse_sidecar(raw: bytes) -> Sidecar:
-    values = json.loads(raw)
+    try:
+        return Sidecar.model_validate_json(raw)
+    except ValidationError:
+        # A lone surrogate's escape is JSON to Python alone.
+        values = json.loads(raw)
     schema = values.get("schema_version") if isinstance(values, dict) else None
     if isinstance(schema, int) and schema > SCHEMA_VERSION:
         raise ArchiveMismatchError(
@@ -325,7 +334,8 @@ def _parse_sidecar(raw: bytes) -> Sidecar:
 
 
 def _damage(place: Place, file: FileInfo, directory: int, *, rehash: bool) -> str | None:
-    if not re.fullmatch(re.escape(place.stem) + r"\.[a-z]+", file.path):
+    stem, _, ending = file.path.rpartition(".")
+    if stem != place.stem or not _ENDING.fullmatch(ending):
         return "its sidecar names a file that is not its own"
     try:
         found = os.stat(file.path, dir_fd=directory, follow_symlinks=False)
