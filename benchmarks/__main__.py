@@ -150,7 +150,7 @@ def latency(bench: Bench) -> None:
     """A line on which time is lost waiting: how near the limit by Little's law."""
     rows = []
     for per_patient in (1, 3):
-        patients = 6_000 // per_patient // bench.divisor
+        patients = 12_000 // per_patient // bench.divisor
         images = patients * per_patient
         # So many at once, each taking so long, is so many a second (J. D. C. Little, 1961).
         limit_s = max(patients * API_S / QUERIES, images * STORAGE_S / DOWNLOADS)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
-import time
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+# The kernel counts a process's peak from before its program is loaded, when it still is a copy of
+# the one that started it. So a small one starts it, and tells what it took.
+_STARTER = """
+import json, os, sys, time
+began = time.monotonic()
+process = os.posix_spawnp(sys.argv[1], sys.argv[1:], os.environ)
+_, status, usage = os.wait4(process, 0)
+wall_s = time.monotonic() - began
+print(json.dumps([wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]), flush=True)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 @dataclass(frozen=True)
@@ -19,24 +31,17 @@ class Cost:
     peak_bytes: int
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> Cost:
+def run(command: Sequence[str | Path]) -> Cost:
     """Run a command to its end.
 
     Raises:
         SystemExit: it failed; what it said is shown.
     """
-    began = time.monotonic()
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+    words = [str(part) for part in command]
+    done = subprocess.run(
+        [sys.executable, "-S", "-E", "-c", _STARTER, *words], capture_output=True, check=False
     )
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    wall_s = time.monotonic() - began
-    if process.returncode:
-        raise SystemExit(f"{command[0]} ended with {process.returncode}:\n{said.decode()[-2000:]}")
-    return Cost(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    if done.returncode:
+        said = done.stderr.decode()[-2000:]
+        raise SystemExit(f"{words[0]} ended with {done.returncode}:\n{said}")
+    return Cost(*json.loads(done.stdout.splitlines()[-1]))

@@ -143,6 +143,19 @@ def test_manifest_check_counts_rows_without_any_network(tmp_path: Path) -> None:
     assert f"{path}:4 repeats line 2" in result.err
 
 
+def test_wrong_options_and_a_bad_manifest_are_told_together() -> None:
+    result = bulkfetch("download", ROOT / "manifests" / "broken.csv")
+    assert result.status == 2
+    assert "--out is missing" in result.err
+    for line in (3, 4, 5, 6):
+        assert f"broken.csv:{line}:" in result.err
+    for wrong in (["--manifest-format=xls"], ["--retries=-1"]):
+        good = bulkfetch("download", ROOT / "manifests" / "patients.csv", "--out=nowhere", *wrong)
+        assert good.status == 2
+        assert good.err.count("bulkfetch: ") == 1
+        assert not good.out
+
+
 def test_the_sample_configuration_file_holds_every_option_with_its_default() -> None:
     text = (ROOT / "bulkfetch.toml").read_text(encoding="utf-8")
     for name, field in DownloadSettings.model_fields.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from bulkfetch.cli.options import (
     command_parser,
     given_options,
 )
-from bulkfetch.manifest import Manifest
+from bulkfetch.errors import ConfigurationError
+from bulkfetch.manifest import STANDARD_INPUT, Manifest, ManifestFormat
 from bulkfetch.pipeline import Run
 from bulkfetch.progress import progress_for
 from bulkfetch.settings import load, unknown_variables
@@ -45,7 +47,13 @@ def run(argv: Sequence[str]) -> int:
     )
     add_options(parser, DownloadSettings)
     namespace = parser.parse_args(argv)
-    settings = load(DownloadSettings, given_options(namespace, "manifest"))
+    try:
+        settings = load(DownloadSettings, given_options(namespace, "manifest"))
+    except ConfigurationError as error:
+        running.say(f"bulkfetch: {logs.redact(str(error))}")
+        # What is wrong with the manifest is told too, so that all can be corrected at once.
+        _check_alone(namespace)
+        return error.exit_status
     logs.configure(settings.log_level, settings.log_format)
     for mistake in unknown_variables(DownloadSettings):
         log.warning("%s", mistake)
@@ -68,3 +76,11 @@ def run(argv: Sequence[str]) -> int:
     if job.fatal is not None:
         raise job.fatal
     return summary.exit_code
+
+
+def _check_alone(namespace: argparse.Namespace) -> None:
+    form = getattr(namespace, "manifest_format", None)
+    if namespace.manifest != STANDARD_INPUT and form in (None, *ManifestFormat):
+        form = ManifestFormat(form) if form else None
+        with Manifest(namespace.manifest, form, allow_empty=True) as manifest:
+            manifest.check()

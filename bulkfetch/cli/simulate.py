@@ -61,11 +61,13 @@ def run(argv: Sequence[str]) -> int:
         dest="faults",
         action="append",
         metavar="TARGET:KIND[=VALUE][@RATE%][xCOUNT]",
-        help=f"targets: {', '.join(TARGETS)}; kinds: an HTTP status, {', '.join(KINDS)}; "
-        "for a share of the requests, or for the first COUNT for each resource; repeatable".replace(
-            "%", "%%"
-        ),
+        help=f"targets: {', '.join(TARGETS)}; kinds: see below; for a share of the requests, or "
+        "for the first COUNT for each resource; repeatable",
     )
+    kinds = {f"{name}=VALUE" if k.needs_value else name: k.help for name, k in KINDS.items()}
+    kinds["400 to 599"] = "answers with this status; a value is its Retry-After, seconds or date"
+    listed = "".join(f"  {name:<16}{what}\n" for name, what in kinds.items())
+    parser.epilog = f"{parser.epilog}\nkinds of faults:\n{listed}"
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE", help="write a CSV manifest of all the patients"
     )
