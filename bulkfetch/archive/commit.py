@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,8 @@ from bulkfetch.errors import BulkfetchError, DestinationError, TakenError
 
 # More would keep those that are done waiting for those that are not.
 _TOGETHER = 64
+# Flushes that a disk is asked for at once: it may take them together.
+_SYNCS_AT_ONCE = 8
 
 
 @dataclass(slots=True)
@@ -72,6 +75,7 @@ class Committer:
         self._take_turns = take_turns
         self._waiting: deque[tuple[Job, asyncio.Future[None]]] = deque()
         self._thread = ThreadPoolExecutor(1, "commit")
+        self._syncers = ThreadPoolExecutor(_SYNCS_AT_ONCE, "sync")
         self._is_at_work = False
 
     async def do(self, job: Job) -> None:
@@ -96,9 +100,25 @@ class Committer:
         except OSError as error:
             raise files.destination_error(error) from error
 
+    def open(self) -> None:
+        """Start the threads, so that none is missing later.
+
+        Raises:
+            DestinationError: there is none to be had.
+        """
+        meet = threading.Barrier(_SYNCS_AT_ONCE)
+        try:
+            self._thread.submit(int).result()
+            if self._durable:
+                list(self._syncers.map(lambda _: meet.wait(), range(_SYNCS_AT_ONCE)))
+        except RuntimeError as error:
+            meet.abort()
+            raise _no_thread(error) from None
+
     def close(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._thread.shutdown()
+        self._syncers.shutdown()
 
     def _start(self) -> None:
         if self._is_at_work or not self._waiting:
@@ -108,7 +128,7 @@ class Committer:
         try:
             work = loop.run_in_executor(self._thread, self._commit, [job for job, _ in batch])
         except RuntimeError as error:
-            _answer([*batch, *self._waiting], DestinationError(f"{error}: allow more (ulimit -u)"))
+            _answer([*batch, *self._waiting], _no_thread(error))
             self._waiting.clear()
             return
         self._is_at_work = True
@@ -158,27 +178,31 @@ class Committer:
     def _put(self, wanted: Sequence[tuple[Job, NewFile]], directories: dict[str, int]) -> None:
         """Give files their names, as durably as is wanted; those of failed jobs are left out."""
 
-        def each(step: Callable[[NewFile, int], None]) -> None:
-            for job, file in wanted:
-                if job.error is None:
-                    directory = directories[job.directory]
-                    try:
-                        step(file, directory)
-                    except OSError as error:
-                        job.error = error
-                        with suppress(OSError):
-                            os.unlink(file.part, dir_fd=directory)
-
-        each(self._write)
-        if self._durable:
-            each(_sync)
-        each(lambda file, directory: files.rename(directory, file.part, file.name))
-        if self._durable:
-            for path in {job.directory for job, _ in wanted if job.error is None}:
+        def one(step: Callable[[NewFile, int], None], job: Job, file: NewFile) -> None:
+            if job.error is None:
+                directory = directories[job.directory]
                 try:
-                    os.fsync(directories[path])
+                    step(file, directory)
                 except OSError as error:
-                    _fail([job for job, _ in wanted if job.directory == path], error)
+                    job.error = error
+                    with suppress(OSError):
+                        os.unlink(file.part, dir_fd=directory)
+
+        def flush(path: str) -> None:
+            try:
+                os.fsync(directories[path])
+            except OSError as error:
+                _fail([job for job, _ in wanted if job.directory == path], error)
+
+        for job, file in wanted:
+            one(self._write, job, file)
+        if self._durable:
+            list(self._syncers.map(lambda pair: one(_sync, *pair), wanted))
+        for job, file in wanted:
+            one(_rename, job, file)
+        if self._durable:
+            touched = {job.directory for job, _ in wanted if job.error is None}
+            list(self._syncers.map(flush, touched))
 
     def _write(self, file: NewFile, directory: int) -> None:
         if file.data is None:
@@ -201,6 +225,14 @@ def _sync(file: NewFile, _: int) -> None:
     finally:
         if file.data is not None:
             os.close(file.descriptor)
+
+
+def _rename(file: NewFile, directory: int) -> None:
+    files.rename(directory, file.part, file.name)
+
+
+def _no_thread(error: RuntimeError) -> DestinationError:
+    return DestinationError(f"{error}: allow this user more of them (ulimit -u)")
 
 
 def _fail(jobs: Sequence[Job], error: Exception) -> None:

@@ -125,6 +125,7 @@ class LocalArchive:
                 held.cleared()
                 archive._directory = stack.enter_context(files.descriptor(archive._root))
             stack.callback(archive._committer.close)
+            archive._committer.open()
             yield archive
 
     @classmethod
