@@ -77,6 +77,7 @@ class Committer:
         self._thread = ThreadPoolExecutor(1, "commit")
         self._syncers = ThreadPoolExecutor(_SYNCS_AT_ONCE, "sync")
         self._is_at_work = False
+        self._has_thread = durable or take_turns
 
     async def do(self, job: Job) -> None:
         """Do a job; it is waited for even when cancelled, since it cannot be called off.
@@ -87,7 +88,7 @@ class Committer:
             PathRefusedError: its directory is none.
         """
         try:
-            if self._durable or self._take_turns:
+            if self._has_thread:
                 done = asyncio.get_running_loop().create_future()
                 self._waiting.append((job, done))
                 self._start()
@@ -108,7 +109,8 @@ class Committer:
         """
         meet = threading.Barrier(_SYNCS_AT_ONCE)
         try:
-            self._thread.submit(int).result()
+            if self._has_thread:
+                self._thread.submit(int).result()
             if self._durable:
                 list(self._syncers.map(lambda _: meet.wait(), range(_SYNCS_AT_ONCE)))
         except RuntimeError as error:

@@ -58,7 +58,7 @@ class LocalStage:
         self._raw: FileIO | None = None
         self._mark: Mark | None = None
         self._pending: list[bytes] = []
-        self.pending_bytes = 0
+        self._pending_bytes = 0
 
     async def __aenter__(self) -> Self:
         return self
@@ -97,14 +97,14 @@ class LocalStage:
     async def write(self, data: bytes) -> None:
         """See `Stage.write`."""
         self._pending.append(data)
-        self.pending_bytes += len(data)
-        if self.pending_bytes >= KEPT_OVER_BYTES:
+        self._pending_bytes += len(data)
+        if self._pending_bytes >= KEPT_OVER_BYTES:
             await self.spill()
 
     async def spill(self) -> None:
         """Write what is in memory to the staged file."""
         with files.named():
-            self._take_room(self.pending_bytes)
+            self._take_room(self._pending_bytes)
         if self.file is None:
             await in_thread(lambda: self._open(None))
         view = memoryview(self.take())
@@ -118,7 +118,7 @@ class LocalStage:
         """Return what is in memory, and forget it."""
         data = b"".join(self._pending)
         self._pending.clear()
-        self.pending_bytes = 0
+        self._pending_bytes = 0
         return data
 
     def on_disk(self, name: str) -> NewFile:
