@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
@@ -50,6 +51,26 @@ _COVERAGES = TypeAdapter(list[Coverage])
 _TOKEN = TypeAdapter(_TokenAnswer)
 
 
+class Token(NamedTuple):
+    """A bearer token, and when to ask for another, by `time.monotonic`."""
+
+    text: SecretStr
+    renew_at: float
+
+
+class TokenSource(Protocol):
+    """Where a question gets its token from, and who is told what became of it."""
+
+    async def get(self) -> str:
+        """Return a token that is not about to expire."""
+
+    def accepted(self) -> None:
+        """Note that the API took a token."""
+
+    def refused(self, token: str) -> None:
+        """Note that the API answered 401 to this token."""
+
+
 class Tokens:
     """Hands out a bearer token, and fetches a new one when it is due: one request at a time."""
 
@@ -66,8 +87,7 @@ class Tokens:
         self._credentials = credentials
         self._clock = clock
         self._turn = asyncio.Lock()
-        self._token: str | None = None
-        self._renew_at = 0.0
+        self._token: Token | None = None
         self._ever_accepted = False
         self._refused_in_a_row = 0
         self._verdict: str | None = None
@@ -79,15 +99,22 @@ class Tokens:
             CredentialsError: the token endpoint said no (400, 401 or 403).
             FetchError: it could not be asked, or its answer is no token.
         """
+        return (await self.lend()).text.get_secret_value()
+
+    async def lend(self) -> Token:
+        """Return the same with its time, for another process of this machine.
+
+        Raises the same as `get`.
+        """
         if isinstance(self._credentials, StaticToken):
-            return self._credentials.token.get_secret_value()
+            return Token(self._credentials.token, math.inf)
         async with self._turn:
             if self._verdict is not None:
                 # Those that waited meanwhile would each ask in vain.
                 raise CredentialsError(self._verdict)
-            if self._token is None or self._clock() >= self._renew_at:
-                await self._fetch(self._credentials)
-            return self._token or ""
+            if self._token is None or self._clock() >= self._token.renew_at:
+                self._token = await self._fetch(self._credentials)
+            return self._token
 
     def accepted(self) -> None:
         """Note that the API took a token."""
@@ -106,7 +133,7 @@ class Tokens:
                 "the API refused the token (HTTP 401): it is wrong, expired, or of another "
                 "environment; set BULKFETCH_TOKEN anew"
             )
-        if token != self._token:
+        if self._token is None or token != self._token.text.get_secret_value():
             return
         self._token = None
         self._refused_in_a_row += 1
@@ -117,7 +144,7 @@ class Tokens:
             )
             raise CredentialsError(self._verdict)
 
-    async def _fetch(self, credentials: ClientCredentials) -> None:
+    async def _fetch(self, credentials: ClientCredentials) -> Token:
         asked_at = self._clock()
         try:
             body = await self._transport.ask(
@@ -142,16 +169,50 @@ class Tokens:
             # About no one patient: what answers there is no token endpoint, or not yet.
             error.retryable = True
             raise
-        self._token = answer.access_token.get_secret_value()
         life_s = answer.expires_in
-        self._renew_at = asked_at + max(life_s - RENEW_BEFORE_S, 0.9 * life_s)
         log.debug("a new token, good for %.0f s", life_s)
+        return Token(answer.access_token, asked_at + max(life_s - RENEW_BEFORE_S, 0.9 * life_s))
+
+
+class LentTokens:
+    """Hands out a token that the first process of the run lends; it alone makes new ones.
+
+    `borrow` is told the last token if it was refused, and whether it had been accepted.
+    """
+
+    def __init__(self, borrow: Callable[[str | None, bool], Awaitable[Token]]) -> None:
+        self._borrow = borrow
+        self._turn = asyncio.Lock()
+        self._token: Token | None = None
+        self._refused: str | None = None
+        self._accepted = False
+
+    async def get(self) -> str:
+        """Return a token that is not about to expire.
+
+        Raises the same as `Tokens.get`, and the same as `Tokens.refused` once one was refused.
+        """
+        async with self._turn:
+            if self._token is None or time.monotonic() >= self._token.renew_at:
+                refused, accepted = self._refused, self._accepted
+                self._refused, self._accepted = None, False
+                self._token = await self._borrow(refused, accepted)
+            return self._token.text.get_secret_value()
+
+    def accepted(self) -> None:
+        """Note that the API took a token."""
+        self._accepted = True
+
+    def refused(self, token: str) -> None:
+        """Note that the API answered 401 to this token, so that the next `get` fetches another."""
+        if self._token is not None and token == self._token.text.get_secret_value():
+            self._token, self._refused = None, token
 
 
 class API:
     """The questions that bulkfetch asks, each answered in full or by an error."""
 
-    def __init__(self, transport: Transport, base_url: str, tokens: Tokens) -> None:
+    def __init__(self, transport: Transport, base_url: str, tokens: TokenSource) -> None:
         self._transport = transport
         self._base_url = base_url
         self._tokens = tokens

@@ -37,6 +37,8 @@ class Breaker:
     Connection errors, timeouts, 429 and 5xx are failures; any other answer shows that the service
     lives. While it is open, calls wait in line; after each pause the first of them is tried, and
     if that fails it goes back in line, without an error to its caller.
+
+    `has_answered` says that somebody else is there to judge a service that never answered.
     """
 
     def __init__(
@@ -44,12 +46,13 @@ class Breaker:
         service: str,
         patience_s: float,
         *,
+        has_answered: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._service = service
         self._patience_s = patience_s
-        self._has_answered = False
+        self._has_answered = has_answered
         self._clock = clock
         self._sleep = sleep
         self._failures = 0

@@ -18,6 +18,7 @@ BulkfetchError
     ├── TypeMismatchError      the bytes are of another type than declared
     ├── TakenError             another row's or shard's task did this image meanwhile: look again
     ├── PathRefusedError       something lies in the archive where a directory belongs: remove it
+    ├── ProcessDiedError       a process of the run was killed with the patient in hand
     ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
     └── TooLargeError          the file is larger than `max_file_size`
 
@@ -26,6 +27,7 @@ No message holds a URL's query, a token, or text that a server sent: see `bulkfe
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -42,6 +44,7 @@ __all__ = [
     "HostDeniedError",
     "ManifestError",
     "PathRefusedError",
+    "ProcessDiedError",
     "ServiceDownError",
     "SignedURLError",
     "StatusError",
@@ -57,6 +60,10 @@ class BulkfetchError(Exception):
     """Every error that bulkfetch raises on purpose; `str()` of it is a sentence for the user."""
 
     exit_status: ClassVar[int] = 1
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copied and sent to another process as it is, and not made anew from its message."""
+        return copyreg.__newobj__, (self.__class__, *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigurationError(BulkfetchError):
@@ -193,6 +200,12 @@ class PathRefusedError(FetchError):
     """A link or a file lies in the archive where a directory belongs; it was not followed."""
 
     kind = "path_refused"
+
+
+class ProcessDiedError(FetchError):
+    """A process of the run ended early, killed for want of memory perhaps, with it in hand."""
+
+    kind = "process_died"
 
 
 class TakenError(FetchError):

@@ -14,6 +14,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,19 +39,29 @@ log = logging.getLogger(__name__)
 
 
 class Tally:
-    """The sums of a run while it goes on.
+    """The sums of a run while it goes on; those of its processes can be added.
 
     Attributes:
+        total: patients in the manifest, or in the share of it that somebody else does not count.
         hindrance: what holds the run up, in words; None when nothing does.
     """
 
-    def __init__(self, patients: int) -> None:
-        self.total = patients
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
         self.patients: Counter[PatientState] = Counter()
         self.images: Counter[ImageOutcome] = Counter()
         self.listed = 0
         self.bytes = 0
         self.hindrance: str | None = None
+
+    def __add__(self, other: Tally) -> Tally:
+        """Return the sums of both."""
+        both = Tally(self.total + other.total)
+        both.patients = self.patients + other.patients
+        both.images = self.images + other.images
+        both.listed = self.listed + other.listed
+        both.bytes = self.bytes + other.bytes
+        return both
 
     @property
     def done(self) -> int:
@@ -138,57 +149,53 @@ class Appender:
                 os.fsync(file.fileno())
 
 
-class Journal:
-    """What a run writes about itself: `journal.jsonl` and `failures.csv`.
-
-    The failures file has the manifest's own columns, so that it is a manifest of what to try again,
-    and says in `bulkfetch_*` columns, which `download` ignores, what went wrong.
-    """
-
-    def __init__(self, directory: Path, columns: Sequence[str]) -> None:
-        self._lines = Appender(directory / "journal.jsonl")
-        self._failures = Appender(directory / "failures.csv")
-        self._columns = columns
-        self._failures_path = directory / "failures.csv"
-        self._has_failures = False
-
-    @property
-    def failures_path(self) -> str | None:
-        """Where failures are named; None where nothing failed."""
-        return str(self._failures_path) if self._has_failures else None
+class Journal(Appender):
+    """What one process of a run did, line by line."""
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened; None fields are left out."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"event": event, "at": at}
         line.update((name, value) for name, value in fields.items() if value is not None)
-        self._lines.add(json_text(line) + "\n")
+        self.add(json_text(line) + "\n")
 
-    def failure(self, row: ManifestRow, error: FetchError, images: Sequence[str]) -> None:
-        """Add a manifest row that failed; `images` are the IDs of its images that did."""
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a patient failed: the errors of its query or of its images, and the IDs of those."""
+
+    errors: Sequence[FetchError]
+    images: Sequence[str]
+
+
+class FailuresFile(Appender):
+    """The manifest rows that failed.
+
+    It has the manifest's own columns, so that it is a manifest of what to try again, and says in
+    `bulkfetch_*` columns, which `download` ignores, what went wrong.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        super().__init__(path)
+        self._names = ("patient_id", "coverage_id", *columns)
+        self._is_begun = False
+
+    @property
+    def path(self) -> str | None:
+        """Where failures are named; None where nothing failed."""
+        return str(self._path) if self._is_begun else None
+
+    def note(self, row: ManifestRow, failure: Failure) -> None:
+        """Add a manifest row that failed."""
         own = {"patient_id": row.patient_id, "coverage_id": row.coverage_id, **row.extra}
-        names = ("patient_id", "coverage_id", *self._columns)
-        if not self._has_failures:
-            self._has_failures = True
+        if not self._is_begun:
+            self._is_begun = True
             told = ("bulkfetch_kind", "bulkfetch_error", "bulkfetch_images")
-            self._failures.add(_csv_line([*names, *told]))
-        cells = [_cell(own.get(name)) for name in names]
-        self._failures.add(_csv_line([*cells, error.kind, redact(str(error)), " ".join(images)]))
-
-    async def drain(self) -> None:
-        """Wait until few lines are pending."""
-        await self._lines.drain()
-        await self._failures.drain()
-
-    async def flush(self) -> None:
-        """Write what is pending, so that others can read it."""
-        await self._lines.flush()
-        await self._failures.flush()
-
-    def close(self, *, durable: bool) -> None:
-        """Write all that is pending."""
-        self._lines.close(durable=durable)
-        self._failures.close(durable=durable)
+            self.add(_csv_line([*self._names, *told]))
+        error = failure.errors[0]
+        cells = [_cell(own.get(name)) for name in self._names]
+        told = (error.kind, redact(str(error)), " ".join(failure.images))
+        self.add(_csv_line([*cells, *told]))
 
 
 class Recorder:
@@ -200,6 +207,20 @@ class Recorder:
     def __init__(self, tally: Tally, journal: Journal | None) -> None:
         self._tally = tally
         self._journal = journal
+
+    async def drain(self) -> None:
+        """Wait until few lines are pending."""
+        if self._journal:
+            await self._journal.drain()
+
+    async def flush(self) -> None:
+        """Write what is pending, so that others can read it."""
+        if self._journal:
+            await self._journal.flush()
+
+    def listed(self, items: Sequence[Item]) -> None:
+        """Note what images there are of a patient."""
+        self._tally.listed += len(items)
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened."""
@@ -245,8 +266,8 @@ class Recorder:
         error: FetchError | None,
         *,
         reached: bool,
-    ) -> list[FetchError]:
-        """Note how a patient ended, and return the errors of its query and its images.
+    ) -> Failure | None:
+        """Note how a patient ended, and return how it failed, if it did.
 
         `ended` has the items that were reached, by their number; `error` is the query's.
         """
@@ -270,9 +291,7 @@ class Recorder:
             images=len(items),
             **_error_fields(errors[0] if errors else None),
         )
-        if errors and self._journal:
-            self._journal.failure(row, errors[0], list(failed))
-        return errors
+        return Failure(errors, list(failed)) if errors else None
 
 
 def _error_fields(error: FetchError | None) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 
 from bulkfetch.settings import Settings
@@ -11,7 +12,25 @@ from bulkfetch.settings import Settings
 _FILES_PER_DOWNLOAD = 4
 _FILES_BESIDES = 64
 
+# More cores than these are seldom what a run waits for; and starting a process takes as long as
+# some hundred patients do.
+_PROCESSES_BY_DEFAULT = 4
+_PATIENTS_PER_PROCESS = 500
+
 log = logging.getLogger(__name__)
+
+
+def processes_for(settings: Settings, patients: int) -> int:
+    """Return how many processes a run is to have: as told, or what machine and manifest are worth.
+
+    Each has at least one query and one download, and a dry run is one.
+    """
+    wanted = settings.processes
+    if wanted is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        wanted = min(cores or 1, _PROCESSES_BY_DEFAULT, patients // _PATIENTS_PER_PROCESS)
+    most = 1 if settings.dry_run else min(settings.query_concurrency, settings.download_concurrency)
+    return max(1, min(wanted, most))
 
 
 def fit_to_open_files(settings: Settings) -> Settings:

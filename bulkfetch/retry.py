@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import logging
+import mmap
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC
@@ -47,24 +48,39 @@ class Budget:
     requests fail, half a retry is needed for each success, so that it never bites; where hardly
     any succeeds, it is soon spent.
 
-    Attributes:
-        count: retries taken so far.
+    Args:
+        shared: a descriptor of a file of `Budget.size_bytes(processes)` zeros, where each process
+            of the run notes its own numbers and reads the others'; None where there is but one.
+        number: which of the processes this is, from 1.
     """
 
-    def __init__(self) -> None:
-        self.count = 0
-        self._successes = 0
+    def __init__(self, shared: int | None = None, number: int = 1, processes: int = 1) -> None:
+        memory = mmap.mmap(-1 if shared is None else shared, self.size_bytes(processes))
+        # For each process its retries and its successes; none writes to another's.
+        self._numbers = memoryview(memory).cast("q")
+        self._retries = 2 * (number - 1)
+        self._successes = self._retries + 1
+
+    @staticmethod
+    def size_bytes(processes: int) -> int:
+        """How large a shared file is to be."""
+        return 2 * 8 * processes
+
+    @property
+    def count(self) -> int:
+        """Retries that the run has taken so far."""
+        return sum(self._numbers[::2])
 
     def take(self) -> bool:
         """Take a retry, if there is one left."""
-        if self.count >= FIRST_RETRIES + RETRIES_PER_SUCCESS * self._successes:
+        if self.count >= FIRST_RETRIES + RETRIES_PER_SUCCESS * sum(self._numbers[1::2]):
             return False
-        self.count += 1
+        self._numbers[self._retries] += 1
         return True
 
     def note_success(self) -> None:
         """Note that a call succeeded in the end."""
-        self._successes += 1
+        self._numbers[self._successes] += 1
 
 
 class Retry:

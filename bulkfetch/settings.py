@@ -288,6 +288,11 @@ class Settings(BaseSettings):
     download_concurrency: Annotated[int, Field(ge=1, le=1024), Option(_SPEED, "N")] = Field(
         default=32, description="files at once"
     )
+    processes: Annotated[int | None, Field(ge=1, le=64), Option(_SPEED, "N")] = Field(
+        default=None,
+        description="processes that share the work and its bounds; by default as many as cores "
+        "and patients are worth",
+    )
     rate_limit: Annotated[
         float | None, Field(gt=0, le=100_000, allow_inf_nan=False), Option(_SPEED, "R")
     ] = Field(default=None, description="API requests a second, at most")

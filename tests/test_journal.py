@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bulkfetch.errors import BadBodyError, DestinationError, SignedURLError
-from bulkfetch.journal import Appender, Journal, Recorder, Tally
+from bulkfetch.journal import Appender, Failure, FailuresFile, Journal, Recorder, Tally
 from bulkfetch.logs import HIDDEN
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ImageOutcome, ManifestRow, PatientState
 
+SHORT = Failure([BadBodyError("short")], ["i-1"])
 LEAK = "https://storage.googleapis.com/b/o?X-Goog-Signature=abcdef"
 
 
@@ -56,7 +57,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_event_is_one_line_of_utf_8_json_with_its_time(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, [])
+    journal = Journal(tmp_path / "journal.jsonl")
     nasty = 'a "quoted"\nline \u2028 é 😀 \ud83d \0'
     journal.event("image", image_id=nasty, version=1, outcome=ImageOutcome.failed, error=None)
     journal.event("patient", patient_id="p", state=PatientState.failed, images=0)
@@ -71,9 +72,13 @@ def test_every_event_is_one_line_of_utf_8_json_with_its_time(tmp_path: Path) -> 
 
 def test_an_error_is_written_without_its_secret(tmp_path: Path) -> None:
     error = SignedURLError(f"refused {LEAK} with Bearer eyJhbGci.eyJzdWIi.c2ln")
-    journal = Journal(tmp_path, [])
-    Recorder(Tally(1), journal).patient(row(), [], {}, error, reached=False)
+    journal = Journal(tmp_path / "journal.jsonl")
+    failure = Recorder(Tally(1), journal).patient(row(), [], {}, error, reached=False)
     journal.close(durable=False)
+    failures = FailuresFile(tmp_path / "failures.csv", [])
+    assert failure is not None
+    failures.note(row(), failure)
+    failures.close(durable=False)
     for name in ("journal.jsonl", "failures.csv"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert HIDDEN in text
@@ -84,14 +89,15 @@ def test_an_error_is_written_without_its_secret(tmp_path: Path) -> None:
 
 
 def test_files_are_private_and_there_only_when_there_is_something_in_them(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, [])
+    journal = Journal(tmp_path / "journal.jsonl")
     journal.close(durable=True)
     assert list(tmp_path.iterdir()) == []
     journal.event("run_started")
     journal.close(durable=True)
     assert [path.name for path in tmp_path.iterdir()] == ["journal.jsonl"]
-    journal.failure(row(), BadBodyError("short"), [])
-    journal.close(durable=True)
+    failures = FailuresFile(tmp_path / "failures.csv", [])
+    failures.note(row(), SHORT)
+    failures.close(durable=True)
     for path in tmp_path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -132,11 +138,11 @@ def test_failures_are_a_manifest_with_the_rows_own_columns(
     failed: Sequence[tuple[str, str, str]],
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
-        journal = Journal(Path(name), ["note", "chart, no."])
+        failures = FailuresFile(Path(name) / "failures.csv", ["note", "chart, no."])
         for patient_id, note, chart in failed:
             extra = {"note": note, "chart, no.": chart}
-            journal.failure(row(patient_id=patient_id, extra=extra), BadBodyError("short"), ["i"])
-        journal.close(durable=False)
+            failures.note(row(patient_id=patient_id, extra=extra), SHORT)
+        failures.close(durable=False)
         with Manifest(Path(name) / "failures.csv") as manifest:
             manifest.check()
             again = list(manifest.rows())
@@ -147,14 +153,13 @@ def test_failures_are_a_manifest_with_the_rows_own_columns(
 
 
 def test_failures_say_what_went_wrong_in_columns_of_their_own(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, ["note"])
-    journal.failure(
+    failures = FailuresFile(tmp_path / "failures.csv", ["note"])
+    failures.note(
         row(patient_id=None, coverage_id="c-1", extra={"note": {"a": [1, None]}}),
-        BadBodyError("the body is empty"),
-        ["i-1", "i-2"],
+        Failure([BadBodyError("the body is empty"), BadBodyError("short")], ["i-1", "i-2"]),
     )
-    journal.failure(row(), BadBodyError("short"), [])
-    journal.close(durable=False)
+    failures.note(row(), SHORT)
+    failures.close(durable=False)
     with (tmp_path / "failures.csv").open(encoding="utf-8", newline="") as file:
         first, second = csv.DictReader(file)
     assert first == {
@@ -211,7 +216,7 @@ async def test_a_flush_that_is_cancelled_loses_no_line_and_is_not_overtaken(
 
 
 async def test_what_cannot_be_written_is_a_destination_error(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "not there", [])
+    journal = Journal(tmp_path / "not there" / "journal.jsonl")
     journal.event("run_started")
     with pytest.raises(DestinationError, match="not there"):
         await journal.flush()

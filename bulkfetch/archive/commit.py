@@ -77,7 +77,6 @@ class Committer:
         self._thread = ThreadPoolExecutor(1, "commit")
         self._syncers = ThreadPoolExecutor(_SYNCS_AT_ONCE, "sync")
         self._is_at_work = False
-        self._has_thread = durable or take_turns
 
     async def do(self, job: Job) -> None:
         """Do a job; it is waited for even when cancelled, since it cannot be called off.
@@ -88,16 +87,18 @@ class Committer:
             PathRefusedError: its directory is none.
         """
         try:
-            if self._has_thread:
-                done = asyncio.get_running_loop().create_future()
-                self._waiting.append((job, done))
-                self._start()
-                await files.to_its_end(done)
-            else:
+            if not self._durable:
                 # It waits for nothing, and so takes less time than the way to another thread.
-                self._commit([job])
-                if job.error is not None:
+                self._commit([job], wait_s=0.0)
+                if job.error is None:
+                    return
+                if not isinstance(job.error, files.HeldError):
                     raise job.error
+                job.error = None
+            done = asyncio.get_running_loop().create_future()
+            self._waiting.append((job, done))
+            self._start()
+            await files.to_its_end(done)
         except OSError as error:
             raise files.destination_error(error) from error
 
@@ -109,7 +110,7 @@ class Committer:
         """
         meet = threading.Barrier(_SYNCS_AT_ONCE)
         try:
-            if self._has_thread:
+            if self._durable or self._take_turns:
                 self._thread.submit(int).result()
             if self._durable:
                 list(self._syncers.map(lambda _: meet.wait(), range(_SYNCS_AT_ONCE)))
@@ -142,7 +143,7 @@ class Committer:
 
         work.add_done_callback(finish)
 
-    def _commit(self, jobs: Sequence[Job]) -> None:
+    def _commit(self, jobs: Sequence[Job], *, wait_s: float | None = None) -> None:
         new = (file for job in jobs for file in (job.image, job.sidecar) if file)
         self._take_room(sum(len(file.data or b"") for file in new))
         by_directory: dict[str, list[Job]] = {}
@@ -152,7 +153,7 @@ class Committer:
             self._commit_together(by_directory)
             return
         # One at a time, so that nobody waits for one while holding another.
-        deadline = time.monotonic() + files.TURN_S
+        deadline = time.monotonic() + (files.TURN_S if wait_s is None else wait_s)
         for path, of_one in by_directory.items():
             self._commit_together({path: of_one}, deadline)
 

@@ -31,6 +31,10 @@ _READ_BYTES = 2**16
 T = TypeVar("T")
 
 
+class HeldError(DestinationError):
+    """Another process does not let go of a directory."""
+
+
 @contextmanager
 def named(what: str = "the destination") -> Iterator[None]:
     """Turn the operating system's word into a `DestinationError`."""
@@ -194,24 +198,37 @@ def alone(directory: int, deadline: float | None = None) -> Iterator[None]:
     `deadline`, of `time.monotonic`, is `TURN_S` from now unless given.
 
     Raises:
-        DestinationError: another process did not let go of it until then.
+        HeldError: another process did not let go of it until then.
     """
-    deadline = time.monotonic() + TURN_S if deadline is None else deadline
-    while True:
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise DestinationError(
-                    f"another shard's process holds a directory of the archive for {TURN_S:.0f} s: "
-                    "is it stopped?"
-                ) from None
-        time.sleep(_TURN_LOOK_S)
+    if not lock(directory, time.monotonic() + TURN_S if deadline is None else deadline):
+        raise HeldError(
+            f"another process holds a directory of the archive for {TURN_S:.0f} s: is it stopped?"
+        )
     try:
         yield
     finally:
-        fcntl.flock(directory, fcntl.LOCK_UN)
+        unlock(directory)
+
+
+def lock(descriptor: int, deadline: float = 0.0) -> bool:
+    """Lock an open file or directory for the process and those that inherit the descriptor.
+
+    Returns whether that could be done before `deadline`, of `time.monotonic`; tried once at least.
+    """
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_TURN_LOOK_S)
+        else:
+            return True
+
+
+def unlock(descriptor: int) -> None:
+    """Let others lock it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 class Room:

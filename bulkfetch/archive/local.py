@@ -15,14 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 from pydantic import ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.archive.base import LAYOUT, Identity, Stage
 from bulkfetch.archive.commit import Committer, Job, NewFile
-from bulkfetch.archive.lock import WHOLE, Hold, hold
+from bulkfetch.archive.lock import WHOLE, hold
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
@@ -36,21 +36,37 @@ _ENDING = re.compile("[a-z]+")
 T = TypeVar("T")
 
 
+class Writer(NamedTuple):
+    """Who writes: which shard's run (`2-of-4`, or "" for the whole), and which of its processes.
+
+    `locks` are descriptors for another process to inherit, so that no other run begins before that
+    has ended, too.
+    """
+
+    owner: str
+    process: str
+    locks: Sequence[int]
+
+
 class LocalArchive:
     """A directory, held by one run at a time.
 
     Use `LocalArchive.open`; `check` says beforehand what would be wrong with a destination.
+
+    Attributes:
+        writer: what another process needs to `join`; None where nothing may be written.
     """
 
     def __init__(
-        self, root: Path, run_id: str, identity: Identity, hold: Hold | None, *, durable: bool
+        self, root: Path, run_id: str, identity: Identity, writer: Writer | None, *, durable: bool
     ) -> None:
         self._root = root
         self._run_id = run_id
         self._identity = identity
-        self._hold = hold
+        self.writer = writer
         self._durable = durable
-        self._has_neighbours = hold is not None and hold.owner != WHOLE
+        owner, process = (writer.owner, writer.process) if writer else (WHOLE, "")
+        self._has_neighbours = bool(owner != WHOLE or process)
         # A descriptor of the root, while the archive is open for writing.
         self._directory = -1
         self._room = files.Room(root)
@@ -60,7 +76,7 @@ class LocalArchive:
             durable=durable,
             take_turns=self._has_neighbours,
         )
-        self._parts = Parts(root, root / PRIVATE / "parts", hold.owner if hold else WHOLE)
+        self._parts = Parts(root, root / PRIVATE / "parts", owner, process)
 
     @staticmethod
     def check(out: str, identity: Identity) -> None:
@@ -99,8 +115,11 @@ class LocalArchive:
         *,
         shard: Shard | None = None,
         durable: bool = True,
+        is_joined: bool = False,
     ) -> Iterator[Self]:
         """Make or open an archive, clear away what dead runs left, and hold it to the end.
+
+        `is_joined` says that other processes are going to `join`.
 
         Raises:
             DestinationError: it cannot be written, or another run holds it.
@@ -116,16 +135,39 @@ class LocalArchive:
                 files.Room(root).look()
                 with files.descriptor(private) as directory, files.alone(directory):
                     found = _read_identity(root, identity)
-                    archive = cls(root.resolve(), run_id, found or identity, held, durable=durable)
+                    process = _process(run_id, 1) if is_joined else ""
+                    writer = Writer(held.owner, process, held.locks)
+                    archive = cls(
+                        root.resolve(), run_id, found or identity, writer, durable=durable
+                    )
                     if found is None:
                         archive.write_private("archive.json", identity.model_dump_json(indent=2))
                 files.make_directory(archive.run_directory)
                 archive._parts.load()
                 archive._parts.sweep(len(parse_template(identity.path_template)), held.dead)
                 held.cleared()
-                archive._directory = stack.enter_context(files.descriptor(archive._root))
-            stack.callback(archive._committer.close)
-            archive._committer.open()
+                stack.enter_context(archive._writing())
+            yield archive
+
+    @classmethod
+    @contextmanager
+    def join(
+        cls, out: str, run_id: str, identity: Identity, first: Writer, number: int, *, durable: bool
+    ) -> Iterator[Self]:
+        """Open an archive that the first process of this run holds, as its `number`-th.
+
+        Raises:
+            DestinationError: it cannot be written.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        root = Path(out)
+        with ExitStack() as stack:
+            with files.named(out):
+                found = _read_identity(root, identity)
+                writer = first._replace(process=_process(run_id, number))
+                archive = cls(root.resolve(), run_id, found or identity, writer, durable=durable)
+                archive._parts.load()
+                stack.enter_context(archive._writing())
             yield archive
 
     @classmethod
@@ -139,6 +181,15 @@ class LocalArchive:
         with files.named(out):
             found = _read_identity(root, identity)
         return cls(root.absolute(), "", found or identity, None, durable=False)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with files.descriptor(self._root) as self._directory:
+            try:
+                self._committer.open()
+                yield
+            finally:
+                self._committer.close()
 
     @property
     def run_directory(self) -> Path:
@@ -203,7 +254,7 @@ class LocalArchive:
     def _claim(self, organization_id: str) -> None:
         private = self._root / PRIVATE
         with ExitStack() as stack:
-            if self._hold is not None:
+            if self.writer is not None:
                 # Another task, or a shard beside this one, may be doing the same.
                 stack.enter_context(files.alone(stack.enter_context(files.descriptor(private))))
             found = _read_identity(self._root, self._identity) or self._identity
@@ -214,7 +265,7 @@ class LocalArchive:
                     f"are of organization {organization_id}: name another directory with --out"
                 )
             identity = found.model_copy(update={"organization_id": organization_id})
-            if known is None and self._hold is not None:
+            if known is None and self.writer is not None:
                 self.write_private("archive.json", identity.model_dump_json(indent=2))
             self._identity = identity
 
@@ -273,6 +324,10 @@ class LocalArchive:
                     os.fsync(directory)
             finally:
                 os.close(target)
+
+
+def _process(run_id: str, number: int) -> str:
+    return f"{run_id.rpartition('-')[2]}-{number}"
 
 
 def _refuse_links(root: Path) -> None:

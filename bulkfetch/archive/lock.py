@@ -1,20 +1,20 @@
 """One run at a time on an archive, or the shards of one run side by side.
 
-A lock dies with its process; beside it a file names the holder. One that still names a process
+A lock dies with its processes; beside it a file names the holder. One that still names a process
 whose lock is free tells that this run did not end in order, and since when it ran.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.errors import DestinationError
@@ -23,7 +23,29 @@ from bulkfetch.models import Shard
 WHOLE = ""
 # A shard holds the whole archive's lock only while it looks at the others' locks.
 _GATE_S = 2.0
+# The other processes of a run whose first was killed end at once, but for what the disk is at.
+_LAST_WRITE_S = 10.0
 _OWNER = re.compile(r"([0-9]+)-of-([0-9]+)")
+
+
+class _Holder(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    pid: int
+    host: str
+
+    def has_died(self) -> bool:
+        """Tell whether the first process of the run is known to be gone."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass
+        return False
 
 
 class Hold:
@@ -31,13 +53,17 @@ class Hold:
 
     Attributes:
         owner: who writes here, for names of files: "" for a run on the whole, or `2-of-4`.
+        locks: descriptors that hold the locks; a process that inherits them holds them too.
         dead: the owners of runs that did not end in order, and whose leavings are this run's to
             clear away: when each began, as Unix time of the archive's file system.
     """
 
-    def __init__(self, private: Path, owner: str, dead: Mapping[str, float]) -> None:
+    def __init__(
+        self, private: Path, owner: str, locks: Sequence[int], dead: Mapping[str, float]
+    ) -> None:
         self._private = private
         self.owner = owner
+        self.locks = locks
         self.dead = dead
 
     def cleared(self) -> None:
@@ -60,11 +86,13 @@ def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
     with ExitStack() as held:
         with files.named(str(private.parent)), ExitStack() as gate:
             # A run on the whole keeps what is only a gate to a shard.
-            (gate if shard else held).enter_context(
-                _locked(private, WHOLE, wait_s=_GATE_S if shard else 0.0)
-            )
+            locks = [
+                (gate if shard else held).enter_context(
+                    _locked(private, WHOLE, wait_s=_GATE_S if shard else 0.0)
+                )
+            ]
             if shard:
-                held.enter_context(_locked(private, owner))
+                locks = [held.enter_context(_locked(private, owner))]
             dead: dict[str, float] = {}
             for other in sorted({*_owners(private, "lock"), *_owners(private, "holder"), owner}):
                 if other not in (WHOLE, owner):
@@ -77,7 +105,7 @@ def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
                     dead[other] = _holder(private, other).stat().st_mtime
             # A run that dies before all is cleared away leaves the same to the next.
             _write_holder(private, owner, run_id, dead.get(owner))
-        holding = Hold(private, owner, dead)
+        holding = Hold(private, owner, locks, dead)
         try:
             yield holding
         finally:
@@ -88,23 +116,22 @@ def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
 
 
 @contextmanager
-def _locked(private: Path, owner: str, *, wait_s: float = 0.0) -> Iterator[None]:
-    lock = FileLock(_name(private, "lock", owner, ""), timeout=wait_s, mode=files.FILE_MODE)
+def _locked(private: Path, owner: str, *, wait_s: float = 0.0) -> Iterator[int]:
+    path = _name(private, "lock", owner, "")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, files.FILE_MODE)
     try:
-        lock.acquire()
-    except Timeout:
-        try:
-            who = json.loads(_holder(private, owner).read_text(encoding="utf-8"))
-            named = f" (run {who['run_id']}, process {who['pid']} on {who['host']})"
-        except (OSError, ValueError, KeyError, TypeError):
-            named = ""
-        raise DestinationError(
-            f"{private.parent} is held by another run{named}: wait for it to end"
-        ) from None
-    try:
-        yield
+        if not files.lock(descriptor, time.monotonic() + wait_s):
+            who = _read_holder(private, owner)
+            is_ending = who is not None and who.has_died()
+            if not is_ending or not files.lock(descriptor, time.monotonic() + _LAST_WRITE_S):
+                named = f" (run {who.run_id}, process {who.pid} on {who.host})" if who else ""
+                raise DestinationError(
+                    f"{private.parent} is held by another run{named}: wait for it to end"
+                )
+        yield descriptor
+        files.unlock(descriptor)
     finally:
-        lock.release()
+        os.close(descriptor)
 
 
 def _owners(private: Path, what: str) -> Iterator[str]:
@@ -122,13 +149,20 @@ def _name(private: Path, what: str, owner: str, ending: str) -> Path:
     return private / f"{what}{'-' if owner else ''}{owner}{ending}"
 
 
+def _read_holder(private: Path, owner: str) -> _Holder | None:
+    try:
+        return _Holder.model_validate_json(_holder(private, owner).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def _write_holder(private: Path, owner: str, run_id: str, began: float | None) -> None:
     path = _holder(private, owner)
     aside = path.with_suffix(".new")
-    text = json.dumps({"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname()})
+    who = _Holder(run_id=run_id, pid=os.getpid(), host=socket.gethostname())
     aside.unlink(missing_ok=True)
     aside.touch(mode=files.FILE_MODE)
-    aside.write_text(text, encoding="utf-8")
+    aside.write_text(who.model_dump_json(), encoding="utf-8")
     if began is not None:
         os.utime(aside, (began, began))
     aside.rename(path)

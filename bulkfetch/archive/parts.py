@@ -1,8 +1,8 @@
 """Bytes that did not come to their end: what is there already, of which object, and whose.
 
-A part lies beside its final name, and tells which shard's run wrote it, so that runs side by side
-never write to the same one. What object a long one is of stands in `.bulkfetch/parts/`, so that the
-next run knows of it without looking through the whole archive.
+A part lies beside its final name, and tells which shard's run, and which of its processes, wrote
+it, so that no two write to the same one. What object a long one is of stands in
+`.bulkfetch/parts/`, so that the next run knows of it without looking through the whole archive.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bulkfetch.plan import Place
 # A part that nobody came back for in a week is of an image that changed, or of no one's manifest.
 KEEP_S = 7 * 24 * 3600.0
 # What a run may leave half-made beside images, and below `.bulkfetch`; other names are not ours.
-_OWNER = r"(?:\.(?P<owner>[0-9]+-of-[0-9]+))?"
+_OWNER = r"(?:\.(?P<owner>[0-9]+-of-[0-9]+))?(?:\.[0-9a-z]+-[0-9]+)?"
 _IMAGE_PART = re.compile(rf"\..+\.v[0-9]+(?:(?:\.r[0-9]+)?\.json)?{_OWNER}\.part", re.DOTALL)
 _PRIVATE_PART = re.compile(rf"\.(?:archive|summary|[0-9a-f]{{32}})\.json{_OWNER}\.part")
 
@@ -37,32 +37,40 @@ class _Entry(BaseModel):
     directory: str
     stem: str
     owner: str = ""
+    process: str = ""
     mark: Mark
 
 
-def part_name(name: str, owner: str) -> str:
+def part_name(name: str, owner: str, process: str = "") -> str:
     """What a file is called before it has its name."""
-    return f".{name}.{owner}.part" if owner else f".{name}.part"
+    return "." + ".".join(filter(None, (name, owner, process, "part")))
 
 
 class Parts:
-    """The parts of an archive, for one owner; those that no run can be writing become its own."""
+    """The parts of an archive, for one owner; those that no run can be writing become its own.
 
-    def __init__(self, root: Path, directory: Path, owner: str) -> None:
+    Args:
+        process: where several processes of a run write side by side, which of which run: `a1b2c3-1`
+            for the first; "" where there is but one.
+    """
+
+    def __init__(self, root: Path, directory: Path, owner: str, process: str = "") -> None:
         self._root = root
         self._directory = directory
         self._owner = owner
+        self._process = process
         self._entries: dict[Place, _Entry] = {}
 
     def name(self, name: str) -> str:
         """What a file is called before it has its name, in this run."""
-        return part_name(name, self._owner)
+        return part_name(name, self._owner, self._process)
 
     def load(self) -> None:
         """Read what earlier runs left of long bodies; drop what is too old or has no part."""
         if not self._directory.is_dir():
             return
         _, _, count = self._owner.partition("-of-")
+        run, _, _ = self._process.partition("-")
         oldest = time.time() - KEEP_S
         for path in self._directory.glob("*.json"):
             try:
@@ -73,8 +81,12 @@ class Parts:
             except (OSError, ValidationError):
                 path.unlink(missing_ok=True)
                 continue
-            if entry.owner not in ("", self._owner) and entry.owner.endswith(f"-of-{count}"):
+            is_ours = entry.owner in ("", self._owner)
+            if not is_ours and entry.owner.endswith(f"-of-{count}"):
                 # A shard that may be at work beside this one.
+                continue
+            if is_ours and self._process and entry.process.startswith(f"{run}-"):
+                # Another process of this run.
                 continue
             place = Place(entry.directory, entry.stem)
             self._entries[place] = entry
@@ -130,7 +142,7 @@ class Parts:
         if entry is None:
             return None
         try:
-            if entry.owner != self._owner:
+            if (entry.owner, entry.process) != (self._owner, self._process):
                 with (
                     files.descriptor(self._root) as root,
                     files.subdirectory(place.directory, root) as directory,
@@ -148,7 +160,13 @@ class Parts:
     def remember(self, place: Place, mark: Mark) -> None:
         """Note which object a part is of, before there is one."""
         files.make_directory(self._directory)
-        entry = _Entry(directory=place.directory, stem=place.stem, owner=self._owner, mark=mark)
+        entry = _Entry(
+            directory=place.directory,
+            stem=place.stem,
+            owner=self._owner,
+            process=self._process,
+            mark=mark,
+        )
         path = self._path(entry)
         with files.descriptor(self._directory) as directory:
             data = entry.model_dump_json().encode()
@@ -182,8 +200,10 @@ class Parts:
 
     def _path(self, entry: _Entry) -> Path:
         key = f"{entry.directory}/{entry.stem}/{entry.owner}"
+        if entry.process:
+            key += f"/{entry.process}"
         return self._directory / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
     @staticmethod
     def _part(entry: _Entry) -> str:
-        return part_name(entry.stem, entry.owner)
+        return part_name(entry.stem, entry.owner, entry.process)

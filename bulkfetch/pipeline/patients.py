@@ -1,0 +1,252 @@
+"""The patients that one process has in hand.
+
+Each is one task, each of its images another inside it, so that a patient's end is simply the end of
+its task. Three semaphores bound what is under way: patients in hand, API requests (in `transport`)
+and downloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from bulkfetch.api import API
+from bulkfetch.archive import LocalArchive
+from bulkfetch.breaker import Breaker
+from bulkfetch.errors import BulkfetchError, FetchError
+from bulkfetch.fetch import Downloader, Ended, without_work
+from bulkfetch.journal import Failure, Recorder
+from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
+from bulkfetch.plan import Item, place_of, plan
+from bulkfetch.retry import Budget, Retry
+from bulkfetch.settings import Settings
+from bulkfetch.transport import Transport
+
+# What is in flight when a run is told to end has so long to end by itself.
+GRACE_S = 5.0
+_LOOK_EVERY_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Services:
+    """The API and the storage, as one process of a run talks to them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        transport: Transport,
+        api: API,
+        budget: Budget,
+        *,
+        is_first: bool = True,
+    ) -> None:
+        self.transport = transport
+        self.api = api
+        self._include_coverages = settings.include_coverages
+        self._breakers = [
+            Breaker(name, settings.max_outage, has_answered=not is_first)
+            for name in ("the API", "the storage")
+        ]
+        self._query_again, self.fetch_again = (
+            Retry(settings.retries, budget, breaker) for breaker in self._breakers
+        )
+
+    @property
+    def query_limit(self) -> int:
+        """How many queries may be in flight now."""
+        return self.transport.query_slots.limit
+
+    @property
+    def outage(self) -> str | None:
+        """What to tell a person while one of them is left alone; None when all is well."""
+        return next((breaker.state for breaker in self._breakers if breaker.state), None)
+
+    async def images_of(self, row: ManifestRow) -> list[ImageRecord]:
+        """Return the images of a row's patient or coverage.
+
+        Raises:
+            FetchError, CredentialsError: as `API.images` does, when trying again was in vain.
+        """
+        api, retry = self.api, self._query_again
+        records = await retry(
+            row.label, api.images, patient_id=row.patient_id, coverage_id=row.coverage_id
+        )
+        if self._include_coverages and row.patient_id and not row.coverage_id:
+            for coverage in await retry(row.label, api.coverages, row.patient_id):
+                records += await retry(row.label, api.images, coverage_id=coverage.id)
+        # The same image may be tied to the patient and to a coverage.
+        return list({(record.id, record.version): record for record in records}.values())
+
+
+class Patients:
+    """Patients in hand, each from its query to its end; a context, left when all have ended.
+
+    `ended` is told how each patient failed, or None; `fail` what ends the run.
+
+    Attributes:
+        seats: how many patients may be in hand.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        services: Services,
+        archive: LocalArchive,
+        recorder: Recorder,
+        *,
+        run_id: str,
+        ended: Callable[[ManifestRow, Failure | None], None],
+        fail: Callable[[BulkfetchError], None],
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._settings = settings
+        self._services = services
+        self._archive = archive
+        self._recorder = recorder
+        self._ended = ended
+        self._fail = fail
+        self._grace_s = grace_s
+        self._downloads = asyncio.Semaphore(settings.download_concurrency)
+        self.seats = settings.query_concurrency + settings.download_concurrency
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._group = asyncio.TaskGroup()
+        self._watch: asyncio.Task[None]
+        self._stopping = False
+        self._download = Downloader(
+            services.transport,
+            services.api,
+            archive,
+            services.fetch_again,
+            settings,
+            run_id=run_id,
+            planner=self._planned,
+            moved=recorder.moved,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._watch = asyncio.create_task(self._keep_watch())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self._group.__aexit__(kind, error, traceback)
+        finally:
+            self._watch.cancel()
+
+    @property
+    def free(self) -> int:
+        """How many more patients may be begun."""
+        return self.seats - len(self._tasks)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another may be begun."""
+        return self.free > 0
+
+    def begin(self, row: ManifestRow, answer: list[ImageRecord] | FetchError | None = None) -> None:
+        """Begin with a patient; `answer` is that to its query, where it was asked already."""
+        self._tasks.add(self._group.create_task(self._patient(row, answer)))
+
+    def stop(self) -> None:
+        """Begin nothing new; cancel what has not ended within the grace time."""
+        if not self._stopping:
+            self._stopping = True
+            asyncio.get_running_loop().call_later(self._grace_s, self.cancel)
+
+    def cancel(self) -> None:
+        """End at once."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _keep_watch(self) -> None:
+        """Let others read the journal, and look after the disk, now and then."""
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            try:
+                await self._recorder.flush()
+                await self._archive.check_room()
+            except BulkfetchError as error:
+                self._fail(error)
+
+    async def _patient(
+        self, row: ManifestRow, answer: list[ImageRecord] | FetchError | None
+    ) -> None:
+        ended: dict[int, Ended] = {}
+        items: list[Item] = []
+        error: FetchError | None = None
+        reached = False
+        try:
+            await self._recorder.drain()
+            if isinstance(answer, FetchError):
+                raise answer
+            records = await self._services.images_of(row) if answer is None else answer
+            items = await self._planned(records, row)
+            self._recorder.listed(items)
+            async with asyncio.TaskGroup() as images:
+                for number, item in enumerate(items):
+                    if (outcome := without_work(item)) is not None:
+                        ended[number] = self._recorder.image(Ended(outcome, item))
+                        continue
+                    await self._downloads.acquire()
+                    if self._stopping:
+                        self._downloads.release()
+                        break
+                    task = images.create_task(self._image(number, item, ended))
+                    task.add_done_callback(lambda _: self._downloads.release())
+            reached = len(ended) == len(items)
+        except FetchError as failed:
+            error = failed
+            log.warning("%s: %s", row.label, failed)
+        except BulkfetchError as fatal:
+            self._fail(fatal)
+        finally:
+            failure = self._recorder.patient(row, items, ended, error, reached=reached)
+            if (this := asyncio.current_task()) is not None:
+                self._tasks.discard(this)
+            self._ended(row, failure)
+
+    async def _planned(self, records: Sequence[ImageRecord], row: ManifestRow) -> list[Item]:
+        for organization_id in {record.organization_id for record in records}:
+            if organization_id:
+                await self._archive.claim(organization_id)
+        others = {r.patient.id for r in records if r.patient} - {row.patient_id}
+        if row.patient_id and others:
+            log.warning(
+                "%s: the API lists images of patient %s: kept under that one",
+                row.label,
+                ", ".join(sorted(others)),
+            )
+        template = self._settings.path_template
+        places = [place_of(record, row, template) for record in records]
+        held = await self._archive.held(places, rehash=self._settings.force)
+        return [
+            plan(record, row, place, state, self._settings)
+            for record, place, state in zip(records, places, held, strict=True)
+        ]
+
+    async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
+        try:
+            end = await self._download(item)
+        except FetchError as error:
+            log.warning(
+                "image %s of %s: %s%s",
+                item.record.id,
+                item.row.label,
+                error,
+                "" if error.retryable else " (not tried again)",
+            )
+            end = Ended(ImageOutcome.failed, item, error=error)
+        except BulkfetchError as fatal:
+            self._fail(fatal)
+            return
+        ended[number] = self._recorder.image(end)

@@ -1,0 +1,224 @@
+"""The other processes of a run, as its first one sees them.
+
+Each is a program of its own, started anew, since a copy of a process with threads and an event loop
+cannot be relied on. It is given rows, lent tokens, and told when to stop; it reports what became of
+the rows. It inherits the archive's locks, so that no other run begins before its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable
+from contextlib import suppress
+
+from bulkfetch.api import Tokens
+from bulkfetch.errors import BulkfetchError
+from bulkfetch.journal import Failure, Tally
+from bulkfetch.models import ImageOutcome, ManifestRow
+from bulkfetch.pipeline.wire import Borrow, Channel, Lent, LogLine, Order, Report, Rows, Start
+from bulkfetch.settings import ENV_PREFIX, Settings
+
+# Ending takes a helper its last writes; one that takes longer is stuck, and killed.
+_ENDS_WITHIN_S = 3.0
+
+log = logging.getLogger(__name__)
+
+
+class Helper:
+    """A process that sees to patients of this run; `await helper()` is its whole life.
+
+    `ended` is told how each patient failed, or None; `lost` those that were in hand when the
+    process died, `fail` what ends the run, `changed` that something else is new.
+
+    Attributes:
+        tally: its sums, as far as it told.
+        query_limit: how many queries it has in flight at most, now.
+        outage: what it waits for, in words; None when all is well.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        tokens: Tokens,
+        *,
+        ended: Callable[[ManifestRow, Failure | None], None],
+        lost: Callable[[ManifestRow, str], None],
+        fail: Callable[[BulkfetchError], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._start = start
+        self._tokens = tokens
+        self._ended = ended
+        self._lost = lost
+        self._fail = fail
+        self._changed = changed
+        self.tally = Tally()
+        self.query_limit = start.settings.query_concurrency
+        self.outage: str | None = None
+        self._seats = start.settings.query_concurrency + start.settings.download_concurrency
+        self._in_hand: dict[int, ManifestRow] = {}
+        self._to_send: list[ManifestRow] = []
+        self._orders: list[Order] = []
+        self._is_ready = False
+        self._channel: Channel | None = None
+        self._process: Process | None = None
+
+    @property
+    def free(self) -> int:
+        """How many more patients it could begin at once; less than 0 are those that wait there."""
+        return self._seats - len(self._in_hand)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given a row: as many as it can begin with may wait, to be at hand."""
+        return self._is_ready and not self._orders and self.free > -self._seats
+
+    def begin(self, row: ManifestRow) -> None:
+        """Give it a row."""
+        self._in_hand[row.line] = row
+        if not self._to_send:
+            # Those that are given meanwhile go together.
+            asyncio.get_running_loop().call_soon(self._send_rows)
+        self._to_send.append(row)
+
+    def order(self, order: Order) -> None:
+        """Tell it that there are no more rows, to stop in order, or at once."""
+        self._send_rows()
+        self._orders.append(order)
+        if self._channel:
+            self._channel.send(order)
+        if order is not Order.finish:
+            grace_s = self._start.grace_s if order is Order.stop else 0.0
+            asyncio.get_running_loop().call_later(grace_s + _ENDS_WITHIN_S, self._kill)
+
+    async def __call__(self) -> None:
+        """Start the process, and hear it out until it has ended."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                self._process = await _started(theirs, self._start)
+            except OSError as error:
+                ours.close()
+                log.warning("no further process could be started: %s", error.strerror)
+                return
+        try:
+            channel = self._channel = await Channel.open(ours)
+            channel.send(self._start)
+            for order in self._orders:
+                channel.send(order)
+            await self._hear(channel)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), _ENDS_WITHIN_S)
+            await channel.close()
+        finally:
+            self._kill()
+            self._is_ready = False
+        self._mourn(await self._process.wait())
+
+    async def _hear(self, channel: Channel) -> None:
+        lending: set[asyncio.Task[None]] = set()
+        while (message := await channel.receive()) is not None:
+            if isinstance(message, Report):
+                self._take(message)
+            elif isinstance(message, LogLine):
+                logging.getLogger(message.logger).log(message.level, "%s", message.text)
+            elif isinstance(message, Borrow):
+                task = asyncio.create_task(self._lend(channel, message))
+                lending.add(task)
+                task.add_done_callback(lending.discard)
+        for task in lending:
+            task.cancel()
+
+    def _take(self, report: Report) -> None:
+        self._is_ready = True
+        self.tally = report.tally
+        self.query_limit, self.outage = report.query_limit, report.outage
+        failures = dict(report.failures)
+        for line in report.ended:
+            self._ended(self._in_hand.pop(line), failures.get(line))
+        if report.fatal is not None:
+            self._fail(report.fatal)
+        self._changed()
+
+    async def _lend(self, channel: Channel, wish: Borrow) -> None:
+        try:
+            if wish.accepted:
+                self._tokens.accepted()
+            if wish.refused is not None:
+                self._tokens.refused(wish.refused)
+            channel.send(Lent(await self._tokens.lend()))
+        except BulkfetchError as error:
+            channel.send(Lent(error))
+
+    def _send_rows(self) -> None:
+        if self._channel and self._to_send:
+            self._channel.send(Rows(self._to_send))
+        self._to_send = []
+
+    def _mourn(self, status: int) -> None:
+        """See to what is left of a process that has ended."""
+        self.outage = None
+        missing = self.tally.listed - self.tally.images.total()
+        self.tally.images[ImageOutcome.not_reached] += missing
+        rows, self._in_hand = list(self._in_hand.values()), {}
+        is_told_to_stop = Order.stop in self._orders or Order.cancel in self._orders
+        if (status or rows) and not is_told_to_stop:
+            how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+            log.error("a process of this run died (%s) with %d patients in hand", how, len(rows))
+            for row in rows:
+                self._lost(row, how)
+        self._changed()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
+
+def share_of(settings: Settings, number: int, processes: int) -> Settings:
+    """Return what one process of a run is bound by; the shares add up to the whole."""
+
+    def part(whole: int) -> int:
+        return whole // processes + (number <= whole % processes)
+
+    return settings.model_copy(
+        update={
+            "query_concurrency": part(settings.query_concurrency),
+            "download_concurrency": part(settings.download_concurrency),
+            "rate_limit": settings.rate_limit and settings.rate_limit / processes,
+        }
+    )
+
+
+def without_credentials(settings: Settings) -> Settings:
+    """Return plain settings for a process that is lent its tokens."""
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    secrets = ("client_id", "client_secret", "client_secret_file", "token", "token_file")
+    return Settings.model_construct(**{**values, **dict.fromkeys(secrets)})
+
+
+async def _started(end: socket.socket, start: Start) -> Process:
+    # The same modules as here, whatever lies in the current directory; and no secrets.
+    environment = {
+        name: text for name, text in os.environ.items() if not name.startswith(ENV_PREFIX)
+    }
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        "bulkfetch.pipeline.helper",
+        str(end.fileno()),
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        pass_fds=(end.fileno(), start.budget, *start.writer.locks),
+        # Ctrl-C at a terminal is for the first process alone.
+        process_group=0,
+        env=environment,
+    )

@@ -1,0 +1,385 @@
+"""A run over a manifest: begun, dealt out to its processes, ended in order, and summed up.
+
+Rows are read as patients end, so a slow disk slows the reading of the manifest, and memory is the
+same for any number of rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+from yarl import URL
+
+from bulkfetch._version import __version__
+from bulkfetch.api import API, Tokens
+from bulkfetch.archive import Identity, LocalArchive, Writer, files
+from bulkfetch.errors import (
+    BadResponseError,
+    BulkfetchError,
+    ConnectionFailedError,
+    FetchError,
+    ProcessDiedError,
+    ServiceDownError,
+    StatusError,
+    TimedOutError,
+    UnreachableError,
+)
+from bulkfetch.journal import Failure, FailuresFile, Journal, Recorder, Tally
+from bulkfetch.limits import fit_to_open_files, processes_for
+from bulkfetch.manifest import Manifest, ManifestFacts
+from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
+from bulkfetch.pipeline.patients import GRACE_S, Patients, Services
+from bulkfetch.pipeline.processes import Helper, share_of, without_credentials
+from bulkfetch.pipeline.wire import Order, Start
+from bulkfetch.progress import NoProgress, Progress
+from bulkfetch.retry import Budget
+from bulkfetch.settings import Settings
+from bulkfetch.transport import connect
+
+_ROWS_AT_ONCE = 256
+_SHOW_EVERY_S = 0.1
+_LOOK_EVERY_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One run over a checked manifest; `await run()` once.
+
+    Attributes:
+        run_id: names the run's folder in the archive.
+        fatal: what ended the run early, as far as it was not a signal; None otherwise.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        facts: ManifestFacts,
+        settings: Settings,
+        *,
+        progress: Progress | None = None,
+        grace_s: float = GRACE_S,
+    ) -> None:
+        self._manifest = manifest
+        self._facts = facts
+        self._settings = fit_to_open_files(settings)
+        self._processes = processes_for(self._settings, facts.distinct)
+        self._progress = progress or NoProgress()
+        self._grace_s = grace_s
+        self._started_at = datetime.now(UTC)
+        self.run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        self._tally = Tally(facts.distinct)
+        self._main: asyncio.Task[Summary] | None = None
+        self._working = False
+        self._stopping = False
+        self._has_room = asyncio.Event()
+        self._signal_status: int | None = None
+        self.fatal: BulkfetchError | None = None
+        self._budget: Budget
+        self._services: Services
+        self._journal: Journal | None = None
+        self._failures: FailuresFile | None = None
+        self._recorder = Recorder(self._tally, None)
+        self._here: Patients
+        self._helpers: list[Helper] = []
+
+    def interrupt(self, exit_status: int) -> None:
+        """End the run early: the first time in order, the second time at once.
+
+        In order means that nothing new is begun and what is in flight has the grace time to end.
+        """
+        if self._working and self._signal_status is not None:
+            self._here.cancel()
+            for helper in self._helpers:
+                helper.order(Order.cancel)
+        if not self._working and self._main is not None:
+            self._main.cancel()
+        self._signal_status = exit_status
+        self._stop()
+
+    async def __call__(self) -> Summary:
+        """Do the run, and return its sums, which are in the archive by then.
+
+        Once begun, it returns them whatever happens; `fatal` says what ended it early.
+
+        Raises:
+            ConfigurationError, CredentialsError, UnreachableError, DestinationError: before
+                anything was made.
+        """
+        self._main = asyncio.current_task()
+        settings = self._settings
+        started = time.monotonic()
+        credentials = settings.credentials()
+        identity = Identity(
+            api_host=URL(settings.api_base_url).host or "", path_template=settings.path_template
+        )
+        LocalArchive.check(settings.out, identity)
+        share = share_of(settings, 1, self._processes)
+        with ExitStack() as stack:
+            shared = stack.enter_context(_shared_file(self._processes))
+            self._budget = Budget(shared, 1, self._processes)
+            async with connect(share) as transport:
+                tokens = Tokens(transport, settings.auth_base_url, credentials)
+                api = API(transport, settings.api_base_url, tokens)
+                self._services = Services(share, transport, api, self._budget)
+                rows = self._manifest.rows()
+                first = next(rows, None)
+                answer = None if first is None else await self._first_contact(first)
+                archive = self._open_archive(stack, identity)
+                self._here = Patients(
+                    share,
+                    self._services,
+                    archive,
+                    self._recorder,
+                    run_id=self.run_id,
+                    ended=self._ended,
+                    fail=self._fail,
+                    grace_s=self._grace_s,
+                )
+                if archive.writer is not None and shared is not None:
+                    self._helpers = self._helpers_for(identity, archive.writer, shared, tokens)
+                try:
+                    self._recorder.event(
+                        "run_started", run_id=self.run_id, bulkfetch_version=__version__
+                    )
+                    self._working = True
+                    if first is not None:
+                        await self._work(first, answer, rows)
+                finally:
+                    self._working = False
+                    self._progress.close()
+                    summary = self._summary(time.monotonic() - started)
+                    self._close(archive, summary)
+        return summary
+
+    def _open_archive(self, stack: ExitStack, identity: Identity) -> LocalArchive:
+        settings = self._settings
+        if settings.dry_run:
+            return LocalArchive.open_read_only(settings.out, identity)
+        archive = stack.enter_context(
+            LocalArchive.open(
+                settings.out,
+                self.run_id,
+                identity,
+                shard=settings.shard,
+                durable=not settings.no_fsync,
+                is_joined=self._processes > 1,
+            )
+        )
+        self._journal = Journal(archive.run_directory / "journal.jsonl")
+        self._recorder = Recorder(self._tally, self._journal)
+        self._failures = FailuresFile(archive.run_directory / "failures.csv", self._facts.columns)
+        return archive
+
+    def _helpers_for(
+        self, identity: Identity, writer: Writer, shared: int, tokens: Tokens
+    ) -> list[Helper]:
+        starts = (
+            Start(
+                settings=without_credentials(share_of(self._settings, number, self._processes)),
+                run_id=self.run_id,
+                identity=identity,
+                writer=writer,
+                number=number,
+                processes=self._processes,
+                budget=shared,
+                log_level=logging.getLogger("bulkfetch").getEffectiveLevel(),
+                grace_s=self._grace_s,
+            )
+            for number in range(2, self._processes + 1)
+        )
+        return [
+            Helper(
+                start,
+                tokens,
+                ended=self._ended,
+                lost=self._lost,
+                fail=self._fail,
+                changed=self._has_room.set,
+            )
+            for start in starts
+        ]
+
+    async def _first_contact(self, row: ManifestRow) -> list[ImageRecord] | FetchError:
+        """Ask the first question before anything is made: it tells whether the API is there."""
+        try:
+            return await self._services.images_of(row)
+        except FetchError as error:
+            if not _is_of_the_host(error):
+                return error
+            advice = "check the network, --environment and --api-url"
+            if isinstance(error, StatusError) and error.status == HTTPStatus.FORBIDDEN:
+                advice = "may these credentials read images? If so, " + advice
+            raise UnreachableError(f"{error}: {advice}; nothing was fetched") from error
+
+    async def _work(
+        self,
+        first: ManifestRow,
+        answer: list[ImageRecord] | FetchError | None,
+        rows: Iterator[ManifestRow],
+    ) -> None:
+        async with asyncio.TaskGroup() as group:
+            showing = group.create_task(self._show())
+            try:
+                async with asyncio.TaskGroup() as helpers, self._here:
+                    for helper in self._helpers:
+                        helpers.create_task(helper())
+                    self._here.begin(first, answer)
+                    try:
+                        async for row in _in_batches(rows):
+                            if not await self._deal(row):
+                                break
+                            if self._failures:
+                                await self._failures.drain()
+                    except BulkfetchError as error:
+                        self._fail(error)
+                    for helper in self._helpers:
+                        helper.order(Order.finish)
+            finally:
+                showing.cancel()
+
+    async def _deal(self, row: ManifestRow) -> bool:
+        """Give a row to who can begin with it soonest, or return False when the run is to stop."""
+        while not self._stopping:
+            crew: list[Patients | Helper] = [self._here, *self._helpers]
+            if (least_busy := max(crew, key=lambda one: (one.has_room, one.free))).has_room:
+                least_busy.begin(row)
+                return True
+            self._has_room.clear()
+            await self._has_room.wait()
+        return False
+
+    async def _show(self) -> None:
+        """Show progress, and let others read the failures, now and then."""
+        for turn in itertools.count():
+            tally = self._sums()
+            tally.hindrance = self._hindrance()
+            self._progress.show(tally)
+            await asyncio.sleep(_SHOW_EVERY_S)
+            if self._failures and turn % round(_LOOK_EVERY_S / _SHOW_EVERY_S) == 0:
+                try:
+                    await self._failures.flush()
+                except BulkfetchError as error:
+                    self._fail(error)
+
+    def _sums(self) -> Tally:
+        return sum((helper.tally for helper in self._helpers), self._tally)
+
+    def _hindrance(self) -> str | None:
+        """What holds the run up, for the progress line."""
+        processes: list[Services | Helper] = [self._services, *self._helpers]
+        for process in processes:
+            if process.outage:
+                return process.outage
+        limit = sum(process.query_limit for process in processes)
+        if limit < self._settings.query_concurrency:
+            return f"throttled to {limit} queries at once"
+        return None
+
+    def _ended(self, row: ManifestRow, failure: Failure | None) -> None:
+        """See to what a patient's end means for the run, whichever process had it."""
+        self._has_room.set()
+        if failure is None:
+            return
+        if self._failures:
+            self._failures.note(row, failure)
+        limit = 1 if self._settings.fail_fast else self._settings.max_failures
+        if any(isinstance(error, ServiceDownError) for error in failure.errors) or (
+            limit is not None and self._sums().patients[PatientState.failed] >= limit
+        ):
+            self._stop()
+
+    def _lost(self, row: ManifestRow, how: str) -> None:
+        """Note that a patient was in the hands of a process that died."""
+        error = ProcessDiedError(f"the process that had it in hand died ({how})")
+        self._ended(row, self._recorder.patient(row, [], {}, error, reached=False))
+
+    def _fail(self, fatal: BulkfetchError) -> None:
+        if self.fatal is None:
+            self.fatal = fatal
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._has_room.set()
+            if self._working:
+                self._here.stop()
+            for helper in self._helpers:
+                helper.order(Order.stop)
+
+    def _summary(self, seconds: float) -> Summary:
+        tally = self._sums()
+        images, patients = tally.image_sums(), tally.patient_sums()
+        if self.fatal is not None:
+            exit_code = self.fatal.exit_status
+        elif self._signal_status is not None:
+            exit_code = self._signal_status
+        else:
+            exit_code = 1 if patients.failed or patients.not_reached else 0
+        return Summary(
+            run_id=self.run_id,
+            started_at=self._started_at,
+            finished_at=datetime.now(UTC),
+            seconds=round(seconds, 3),
+            interrupted=self._signal_status is not None,
+            exit_code=exit_code,
+            dry_run=self._settings.dry_run,
+            shard=str(self._settings.shard) if self._settings.shard else None,
+            patients=patients,
+            images=images,
+            bytes=tally.bytes,
+            retries=self._budget.count,
+            duplicate_rows=self._facts.duplicates,
+            failures=self._failures.path if self._failures else None,
+            bulkfetch_version=__version__,
+        )
+
+    def _close(self, archive: LocalArchive, summary: Summary) -> None:
+        self._recorder.event("run_finished", exit_code=summary.exit_code)
+        if self._journal is None or self._failures is None:
+            return
+        # On a full disk this fails too, and the first error is the one to tell.
+        with suppress(BulkfetchError) if self.fatal else nullcontext():
+            self._journal.close(durable=not self._settings.no_fsync)
+            self._failures.close(durable=not self._settings.no_fsync)
+            archive.write_private(
+                f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)
+            )
+
+
+@contextmanager
+def _shared_file(processes: int) -> Iterator[int | None]:
+    """Yield a descriptor of what the processes of a run share, None where there is but one."""
+    if processes == 1:
+        yield None
+        return
+    with files.named("the temporary directory"), tempfile.TemporaryFile(buffering=0) as file:
+        # Written, and not only made that long: a full disk is noticed here.
+        file.write(bytes(Budget.size_bytes(processes)))
+        yield file.fileno()
+
+
+def _is_of_the_host(error: FetchError) -> bool:
+    """Tell whether an error is about the host or the path, and so would be every patient's."""
+    if isinstance(error, StatusError):
+        return error.status in (403, 404, 405) or 300 <= error.status < 400
+    if isinstance(error, BadResponseError):
+        return error.retryable
+    return isinstance(error, ConnectionFailedError | TimedOutError)
+
+
+async def _in_batches(rows: Iterator[ManifestRow]) -> AsyncIterator[ManifestRow]:
+    """Yield rows that a thread reads, some hundred at a time."""
+    while batch := await asyncio.to_thread(lambda: list(itertools.islice(rows, _ROWS_AT_ONCE))):
+        for row in batch:
+            yield row
