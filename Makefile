@@ -19,8 +19,16 @@ test: .venv/.dev  ## run the tests
 soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
 	$(BIN)/python -m pytest -m soak
 
+fuzz: .venv/.dev  ## throw damaged manifests and answers at the readers, a minute each (SECONDS=60)
+	$(BIN)/python tests/fuzz/fuzz_manifest.py --seconds $(or $(SECONDS),60)
+	$(BIN)/python tests/fuzz/fuzz_records.py --seconds $(or $(SECONDS),60)
+
 bench: .venv/.dev  ## measure against the tools people use now, in some ten minutes (ROUNDS=3)
 	$(BIN)/python -m benchmarks $(if $(ROUNDS),--rounds $(ROUNDS))
+
+scale: .venv/.dev  ## measure how a run scales, in some ten minutes: docs/performance/*.csv, *.png
+	$(PIP) --group plots
+	$(BIN)/python -m benchmarks scale --save docs/performance
 
 lint: .venv/.dev  ## style, format, types, and the walls between the modules
 	$(BIN)/ruff check
@@ -49,4 +57,4 @@ clean:  ## remove what was built, and the environment
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help demo test soak bench lint format wheel clean
+.PHONY: help demo test soak fuzz bench scale lint format wheel clean

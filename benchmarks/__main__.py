@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints a table for each, and saves them all.
 
-python -m benchmarks                        all but `memory`, which takes minutes
+python -m benchmarks                        all but `memory` and `scale`, which take minutes
 python -m benchmarks small large --rounds 5
 python -m benchmarks --quick                a hundredth of the size, to see that it works
 """
@@ -8,6 +8,7 @@ python -m benchmarks --quick                a hundredth of the size, to see that
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -23,9 +24,9 @@ from typing import Any
 
 from benchmarks.measure import Cost, run
 from benchmarks.peers import OURS, PEERS, bulkfetch
+from benchmarks.scale import SWEEPS
 from benchmarks.server import Served, find_nginx, serving
 
-RESULTS = Path("build/bench")
 QUERIES, DOWNLOADS = 32, 64
 API_S, STORAGE_S = 0.05, 0.03
 
@@ -33,9 +34,10 @@ API_S, STORAGE_S = 0.05, 0.03
 class Bench:
     """What all benchmarks share: their size, and where they work."""
 
-    def __init__(self, *, rounds: int, divisor: int) -> None:
+    def __init__(self, *, rounds: int, divisor: int, save: Path) -> None:
         self.rounds = rounds
         self.divisor = divisor
+        self.save = save
         memory = Path("/dev/shm")
         self.scratch = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
         self.results: dict[str, list[dict[str, Any]]] = {}
@@ -122,13 +124,13 @@ def large(bench: Bench) -> None:
 
 
 def disk(bench: Bench) -> None:
-    """Images of 20 kB onto this directory's disk, waiting for it and not."""
+    """Images of 20 kB onto the disk where results are saved, waiting for it and not."""
     images = 5_000 // bench.divisor
     costs: dict[str, list[Cost]] = defaultdict(list)
     with bench.served(images=images, size_bytes=20_000) as served:
         for _ in range(bench.rounds):
             for name, options in (("--no-fsync", ["--no-fsync"]), ("durable, the default", [])):
-                with bench.directory(Path.cwd()) as directory:
+                with bench.directory(bench.save) as directory:
                     os.sync()
                     costs[name].append(run(bulkfetch(served, directory / "out", *options)))
     waived, durable = costs.values()
@@ -188,17 +190,21 @@ def again(bench: Bench) -> None:
         command = bulkfetch(served, directory / "out", "--no-fsync")
         run(command)
         costs.extend(run(command) for _ in range(bench.rounds))
-        empty = served.manifest.with_name("one.csv")
-        empty.write_text("patient_id\nnobody\n", encoding="utf-8")
-        start = run([part if part != served.manifest else empty for part in command])
+        # As many questions, to which the answer is that there is nothing.
+        empty = served.manifest.with_name("empty.csv")
+        ids = (f"nobody-{number}\n" for number in range(served.patients))
+        empty.write_text("".join(["patient_id\n", *ids]), encoding="utf-8")
+        asking = [part if part != served.manifest else empty for part in command]
+        questions = [run(asking) for _ in range(bench.rounds)]
     cpu_s = statistics.median(cost.cpu_s for cost in costs)
+    asking_s = statistics.median(cost.cpu_s for cost in questions)
     bench.tell(
         f"a second run over {images:,} images, all unchanged",
         [
             {
                 "images/s": f"{images / statistics.median(c.wall_s for c in costs):,.0f}",
                 "CPU µs/image, all": f"{cpu_s / images * 1e6:,.0f}",
-                "less start-up": f"{(cpu_s - start.cpu_s) / images * 1e6:,.0f}",
+                "of it beside the questions": f"{(cpu_s - asking_s) / images * 1e6:,.0f}",
             }
         ],
     )
@@ -241,8 +247,39 @@ def memory(bench: Bench) -> None:
     bench.tell("memory", rows)
 
 
+def scale(bench: Bench) -> None:
+    """One run for each number of patients, each latency, each concurrency: tables and curves."""
+    from benchmarks.plots import draw  # noqa: PLC0415  matplotlib is for this alone
+
+    for sweep in SWEEPS:
+        rows = []
+        for value in sweep.values:
+            case = sweep.case(value, bench.divisor)
+            with bench.served(**case.served) as served, bench.directory() as directory:
+                cost = run(bulkfetch(served, directory / "out", "--no-fsync", *case.options))
+                (summary,) = directory.glob("out/.bulkfetch/runs/*/summary.json")
+                took_s = json.loads(summary.read_bytes())["seconds"]
+            rows.append(
+                {
+                    sweep.name: value,
+                    "patients": served.patients,
+                    "images": served.images,
+                    "seconds": round(took_s, 2),
+                    "a second": round(case.counted(served) / took_s),
+                    "limit a second": round(case.limit) if case.limit else "",
+                    "peak MB": round(cost.peak_bytes / 1e6, 1),
+                }
+            )
+        bench.tell(f"scale: {sweep.title}", rows)
+        with (bench.save / f"{sweep.name}.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            table.writeheader()
+            table.writerows(rows)
+        draw(bench.save / f"{sweep.name}.png", sweep, rows)
+
+
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    f.__name__: f for f in (small, large, disk, latency, again, startup, memory)
+    f.__name__: f for f in (small, large, disk, latency, again, startup, memory, scale)
 }
 
 
@@ -252,9 +289,11 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the size")
+    parser.add_argument("--save", type=Path, default=Path("build/bench"), metavar="DIRECTORY")
     given = parser.parse_args()
-    names = given.names or [name for name in BENCHMARKS if name != "memory"]
-    bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1)
+    names = given.names or [name for name in BENCHMARKS if name not in ("memory", "scale")]
+    given.save.mkdir(parents=True, exist_ok=True)
+    bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1, save=given.save)
     versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}
     print(f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.platform()}")
     print(f"server: {'nginx' if find_nginx() else 'aiohttp, since nginx is not installed'}")
@@ -262,10 +301,9 @@ def main() -> None:
         print(f"{name}: {version}")
     for name in names:
         BENCHMARKS[name](bench)
-    RESULTS.mkdir(parents=True, exist_ok=True)
     saved = {"versions": versions, "rounds": given.rounds, "tables": bench.results}
-    (RESULTS / "results.json").write_text(json.dumps(saved, indent=2), encoding="utf-8")
-    print(f"\nsaved in {RESULTS / 'results.json'}")
+    (given.save / "results.json").write_text(json.dumps(saved, indent=2), encoding="utf-8")
+    print(f"\nsaved in {given.save}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,17 @@ __all__ = [
 ]
 
 
+def unexpected(error: BaseException) -> str:
+    """Say where an error that is none of ours came from, and not its text, which may be PHI."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
+    return f"internal error, please report it: {type(error).__name__}{where}"
+
+
 class BulkfetchError(Exception):
     """Every error that bulkfetch raises on purpose; `str()` of it is a sentence for the user."""
 

@@ -93,6 +93,7 @@ class Appender:
         self._path = path
         self._pending: list[str] = []
         self._pending_size = 0
+        self._unwritten = b""
         self._turn = asyncio.Lock()
 
     def add(self, line: str) -> None:
@@ -116,11 +117,11 @@ class Appender:
             DestinationError: it cannot be written.
         """
         async with self._turn:
-            if self._pending:
+            self._take()
+            if self._unwritten:
                 with named(str(self._path)):
                     # To its end, so that `close` does not overtake it.
-                    text = self._take()
-                    writing = asyncio.to_thread(self._write, text, durable=False)
+                    writing = asyncio.to_thread(self._write, durable=False)
                     await to_its_end(asyncio.ensure_future(writing))
 
     def close(self, *, durable: bool) -> None:
@@ -129,24 +130,27 @@ class Appender:
         Raises:
             DestinationError: it cannot be written.
         """
+        self._take()
         with named(str(self._path)):
-            if self._pending or (durable and self._path.exists()):
-                self._write(self._take(), durable=durable)
+            if self._unwritten or (durable and self._path.exists()):
+                self._write(durable=durable)
 
-    def _take(self) -> str:
-        text = "".join(self._pending)
+    def _take(self) -> None:
+        # A lone surrogate becomes an escape, which is how JSON writes it.
+        self._unwritten += "".join(self._pending).encode("utf-8", "backslashreplace")
         self._pending.clear()
         self._pending_size = 0
-        return text
 
-    def _write(self, text: str, *, durable: bool) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with os.fdopen(os.open(self._path, flags, FILE_MODE), "ab") as file:
-            # A lone surrogate becomes an escape, which is how JSON writes it.
-            file.write(text.encode("utf-8", "backslashreplace"))
-            file.flush()
+    def _write(self, *, durable: bool) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
+        try:
+            while self._unwritten:
+                # What could not be written is still there for the next time.
+                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
             if durable:
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 class Journal(Appender):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import resource
 import stat
 import tempfile
 from collections.abc import Sequence
@@ -223,3 +224,23 @@ async def test_what_cannot_be_written_is_a_destination_error(tmp_path: Path) -> 
     journal.event("run_finished")
     with pytest.raises(DestinationError):
         journal.close(durable=True)
+
+
+async def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path) -> None:
+    appender = Appender(tmp_path / "lines")
+    whole = "".join(f"{number:05}\n" for number in range(200))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The signal that comes with it is ignored by Python.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        appender.add(whole)
+        with pytest.raises(DestinationError):
+            await appender.flush()
+        appender.add("more\n")
+        with pytest.raises(DestinationError):
+            appender.close(durable=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    appender.add("last\n")
+    appender.close(durable=True)
+    assert _inside(tmp_path)["lines"] == f"{whole}more\nlast\n"

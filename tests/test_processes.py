@@ -8,15 +8,19 @@ import json
 import logging
 import os
 import pickle
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -29,6 +33,7 @@ from bulkfetch.archive import LocalArchive, files
 from bulkfetch.archive.base import Identity, Mark
 from bulkfetch.errors import ConnectionFailedError, CredentialsError, FetchError, StatusError
 from bulkfetch.limits import processes_for
+from bulkfetch.pipeline import processes
 from bulkfetch.pipeline.processes import share_of, without_credentials
 from bulkfetch.plan import Place
 from bulkfetch.retry import FIRST_RETRIES, RETRIES_PER_SUCCESS, Budget
@@ -91,7 +96,7 @@ def is_running(pid: int) -> bool:
 def wait_for_journals(archive: Path, process: subprocess.Popen[bytes], number: int = 2) -> None:
     """Wait until as many processes have noted that they are at work."""
     deadline = time.monotonic() + 30
-    while len(list(archive.glob(".bulkfetch/runs/*/journal*.jsonl"))) < number:
+    while journals(archive) < number:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -254,7 +259,8 @@ def test_a_process_that_is_killed_costs_the_patients_it_had_which_are_named(
     balance(result.summary)
     lost = failures(archive, result.summary["run_id"])
     assert {row["bulkfetch_kind"] for row in lost} == {"process_died"}
-    assert 1 <= len(lost) == result.summary["patients"]["failed"] < 150
+    # As many as it can have begun: half of 16 queries and 32 downloads.
+    assert 1 <= len(lost) == result.summary["patients"]["failed"] <= 24
     assert result.summary["patients"]["not_reached"] == 0
     whole(archive)
     again = download(simulator, Path(result.summary["failures"]), archive)
@@ -372,6 +378,113 @@ def test_a_process_that_does_not_answer_is_not_waited_for_when_the_run_is_to_end
     whole(archive)
 
 
+async def test_a_process_that_does_not_answer_is_killed_in_the_end(
+    serve: Serve, manifest: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "SILENT_AT_MOST_S", 3)
+    simulator = serve(patients=300, storage_latency_s=0.1)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    job = asyncio.create_task(download_async(manifest, settings_for(simulator, archive, 2)))
+    (helper,) = await at_work(archive, 1)
+    os.kill(helper, signal.SIGSTOP)
+    summary = await asyncio.wait_for(job, 60)
+    assert not is_running(helper)
+    assert summary.exit_code == 1
+    assert 1 <= summary.patients.failed <= 24
+    assert summary.patients.not_reached == 0
+    kinds = {row["bulkfetch_kind"] for row in failures(archive, summary.run_id)}
+    assert kinds == {"process_died"}
+    balance(summary.model_dump())
+    whole(archive)
+
+
+async def test_a_cancelled_run_leaves_no_process_no_lock_and_sums_that_balance(
+    serve: Serve, manifest: Path, archive: Path
+) -> None:
+    simulator = serve(patients=300, storage_latency_s=0.1)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    settings = settings_for(simulator, archive, 3)
+    job = asyncio.create_task(download_async(manifest, settings))
+    helpers = await at_work(archive, 2)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    assert not any(map(is_running, helpers))
+    summary = summary_in(archive)
+    balance(summary)
+    assert summary["images"]["downloaded"] == len(
+        [sidecar for sidecar in sidecars(archive).values() if sidecar["file"]]
+    )
+    again = await download_async(manifest, settings)
+    assert again.exit_code == 0
+    intact(simulator, archive)
+
+
+async def at_work(archive: Path, number: int) -> list[int]:
+    """Wait until this process's helpers have journals, and return their process IDs."""
+    for _ in range(3000):
+        await asyncio.sleep(0.01)
+        if journals(archive) == number + 1:
+            break
+    return helpers_of_this()
+
+
+def journals(archive: Path) -> int:
+    return len(list(archive.glob(".bulkfetch/runs/*/journal*.jsonl")))
+
+
+def helpers_of_this() -> list[int]:
+    children = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children")
+    found = [int(child) for child in children.read_text("ascii").split()]
+    return [pid for pid in found if b"pipeline.helper" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def summary_in(archive: Path) -> dict[str, Any]:
+    (path,) = archive.glob(".bulkfetch/runs/*/summary.json")
+    summary = json.loads(path.read_bytes())
+    assert isinstance(summary, dict)
+    return summary
+
+
+def settings_for(simulator: Simulator, archive: Path, number: int) -> Settings:
+    return Settings(
+        out=str(archive),
+        api_url=simulator.api_url,
+        client_id=simulator.config.client_id,
+        client_secret=SecretStr(simulator.config.client_secret),
+        processes=number,
+    )
+
+
+def test_a_helper_whose_journal_cannot_be_written_ends_the_run(
+    serve: Serve, manifest: Path, archive: Path
+) -> None:
+    simulator = serve(patients=1000, images_per_patient=0, api_latency_s=0.05)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    process = started(simulator, manifest, "--out", archive, "--processes=2")
+    wait_for_journals(archive, process)
+    (helper,) = helpers_of(process)
+    resource.prlimit(helper, resource.RLIMIT_FSIZE, (10_000, 10_000))
+    result = ended(process)
+    assert result.status == 4, result.err
+    assert "journal-2.jsonl cannot be used" in result.err
+    balance(result.summary)
+    assert result.summary["patients"]["not_reached"] > 0
+    whole(archive)
+
+
+def test_many_processes_for_little_work_are_not_waited_for(
+    serve: Serve, manifest: Path, archive: Path
+) -> None:
+    simulator = serve(patients=5)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    many = ("--processes=20", "--query-concurrency=64", "--download-concurrency=64")
+    result = download(simulator, manifest, archive, *many)
+    assert result.status == 0
+    assert not result.err.count("error:")
+    intact(simulator, archive)
+
+
 def test_a_full_disk_stops_all_processes(serve: Serve, tmp_path: Path, manifest: Path) -> None:
     simulator = serve(patients=60, fixed_bytes=150_000)
     write_manifest(manifest, list(simulator.patient_ids()))
@@ -481,13 +594,17 @@ def test_a_helper_has_no_secret_and_loads_nothing_from_the_current_directory(
             "--processes=2", "--progress=none", "--json",
         ],
         cwd=trap, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, **credentials(simulator)},
+        env={
+            **os.environ, **credentials(simulator), "bulkfetch_storage_host": "stranger.invalid"
+        },
     )  # fmt: skip
     wait_for_journals(archive, process)
     (helper,) = helpers_of(process)
+    # What the settings read, whatever its case, is not passed on.
     for name in ("environ", "cmdline"):
         told = Path(f"/proc/{helper}/{name}").read_bytes()
         assert simulator.config.client_secret.encode() not in told
+        assert b"stranger" not in told
     result = ended(process)
     assert result.status == 0, result.err
 
@@ -512,13 +629,7 @@ async def test_a_program_may_use_several_processes(
 ) -> None:
     simulator = serve(patients=30, faults=(parse_fault("storage:404@20%"),))
     write_manifest(manifest, list(simulator.patient_ids()))
-    settings = Settings(
-        out=str(archive),
-        api_url=simulator.api_url,
-        client_id=simulator.config.client_id,
-        client_secret=SecretStr(simulator.config.client_secret),
-        processes=2,
-    )
+    settings = settings_for(simulator, archive, 2)
     with caplog.at_level(logging.WARNING):
         summary = await download_async(manifest, settings)
     assert summary.patients.total == 30
@@ -527,24 +638,26 @@ async def test_a_program_may_use_several_processes(
     )
 
 
+@pytest.mark.parametrize("what", ["program", "socket", "thread"])
 async def test_a_run_goes_on_by_itself_where_no_further_process_can_be_started(
     serve: Serve,
     manifest: Path,
     archive: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    *,
+    what: str,
 ) -> None:
     simulator = serve()
     write_manifest(manifest, list(simulator.patient_ids()))
-    monkeypatch.setattr(sys, "executable", str(archive / "nowhere"))
-    settings = Settings(
-        out=str(archive),
-        api_url=simulator.api_url,
-        client_id=simulator.config.client_id,
-        client_secret=SecretStr(simulator.config.client_secret),
-        processes=3,
-    )
-    summary = await download_async(manifest, settings)
+    if what == "program":
+        monkeypatch.setattr(sys, "executable", str(archive / "nowhere"))
+    elif what == "socket":
+        monkeypatch.setattr(socket, "socketpair", Mock(side_effect=OSError(24, "too many")))
+    else:
+        refused = Mock(side_effect=RuntimeError("can't start new thread"))
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", refused)
+    summary = await download_async(manifest, settings_for(simulator, archive, 3))
     assert summary.exit_code == 0
     intact(simulator, archive)
     assert caplog.text.count("no further process could be started") == 2

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkfetch.archive import Kept, LocalArchive, Mark, files
+from bulkfetch.archive import Kept, LocalArchive, Mark, commit, files
 from bulkfetch.errors import ConnectionFailedError, DestinationError, TakenError
 from bulkfetch.models import Shard
 from bulkfetch.plan import Place
@@ -255,6 +255,7 @@ async def test_a_directory_that_a_neighbour_does_not_let_go_of_holds_up_nothing_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "TURN_S", 0.2)
+    monkeypatch.setattr(commit, "WAIT_S", 0.5)
     root = tmp_path / "archive"
     with LocalArchive.open(str(root), "run-1", IDENTITY, shard=Shard(1, 2)) as archive:
         (root / "p-3").mkdir()

@@ -24,6 +24,8 @@ from bulkfetch.errors import BulkfetchError, DestinationError, TakenError
 
 # More would keep those that are done waiting for those that are not.
 _TOGETHER = 64
+# Others that are at work in a directory are waited for so long: a slow disk, many of them.
+WAIT_S = 60.0
 # Flushes that a disk is asked for at once: it may take them together.
 _SYNCS_AT_ONCE = 8
 
@@ -43,12 +45,18 @@ class NewFile:
 
 @dataclass(slots=True)
 class Job:
-    """An image, if there is one, and its sidecar, in a directory; `error` says why they are not."""
+    """An image, if there is one, and its sidecar, in a directory.
+
+    Attributes:
+        error: why it could not be done.
+        wait_until: how long others may be at work in the directory, by `time.monotonic`.
+    """
 
     directory: str
     image: NewFile | None
     sidecar: NewFile
     error: Exception | None = None
+    wait_until: float = 0.0
 
 
 class Committer:
@@ -95,10 +103,17 @@ class Committer:
                 if not isinstance(job.error, files.HeldError):
                     raise job.error
                 job.error = None
+            job.wait_until = time.monotonic() + WAIT_S
             done = asyncio.get_running_loop().create_future()
             self._waiting.append((job, done))
             self._start()
-            await files.to_its_end(done)
+            try:
+                await asyncio.shield(done)
+            except asyncio.CancelledError:
+                job.wait_until = 0.0
+                with suppress(Exception):
+                    await files.to_its_end(done)
+                raise
         except OSError as error:
             raise files.destination_error(error) from error
 
@@ -138,7 +153,15 @@ class Committer:
 
         def finish(work: asyncio.Future[None]) -> None:
             self._is_at_work = False
-            _answer(batch, work.exception())
+            unexpected, now, ended = work.exception(), time.monotonic(), []
+            for job, done in batch:
+                is_busy = unexpected is None and isinstance(job.error, files.HeldError)
+                if is_busy and now < job.wait_until:
+                    job.error = None
+                    self._waiting.append((job, done))
+                else:
+                    ended.append((job, done))
+            _answer(ended, unexpected)
             self._start()
 
         work.add_done_callback(finish)

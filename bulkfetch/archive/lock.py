@@ -129,8 +129,8 @@ def _locked(private: Path, owner: str, *, wait_s: float = 0.0) -> Iterator[int]:
                     f"{private.parent} is held by another run{named}: wait for it to end"
                 )
         yield descriptor
-        files.unlock(descriptor)
     finally:
+        # Which lets go of it, unless another process of the run has it still.
         os.close(descriptor)
 
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(command: str, argv: Sequence[str]) -> int:
-    from bulkfetch.errors import BulkfetchError  # noqa: PLC0415  not needed for help
+    from bulkfetch.errors import BulkfetchError, unexpected  # noqa: PLC0415  not needed for help
     from bulkfetch.logs import redact  # noqa: PLC0415  the same
 
     module = importlib.import_module(f"bulkfetch.cli.{command}")
@@ -74,16 +74,7 @@ def _call(command: str, argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
-        while isinstance(error, ExceptionGroup):
-            error = error.exceptions[0]
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
-        print(
-            f"bulkfetch: internal error, please report it: {type(error).__name__}{where}",
-            file=sys.stderr,
-        )
+        print(f"bulkfetch: {unexpected(error)}", file=sys.stderr)
         return 1
     return int(status)
 

@@ -18,17 +18,29 @@ from contextlib import suppress
 from bulkfetch import logs
 from bulkfetch.api import API, LentTokens, Token
 from bulkfetch.archive import LocalArchive
-from bulkfetch.errors import BulkfetchError
+from bulkfetch.errors import BulkfetchError, unexpected
 from bulkfetch.journal import Failure, Journal, Recorder, Tally
 from bulkfetch.models import ManifestRow
 from bulkfetch.pipeline.patients import Patients, Services
-from bulkfetch.pipeline.wire import Borrow, Channel, Lent, LogLine, Order, Report, Rows, Start
+from bulkfetch.pipeline.wire import (
+    Borrow,
+    Channel,
+    Fatal,
+    Lent,
+    LogLine,
+    Order,
+    Report,
+    Rows,
+    Start,
+)
 from bulkfetch.retry import Budget
 from bulkfetch.transport import connect
 
 # Patients that end within this time are reported together.
 _REPORT_EVERY_S = 0.01
 _REPORT_EVERY_S_AT_LEAST = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class _Helper:
@@ -39,7 +51,6 @@ class _Helper:
         self._rows: deque[ManifestRow] = deque()
         self._ended: list[int] = []
         self._failures: list[tuple[int, Failure]] = []
-        self._fatal: BulkfetchError | None = None
         self._is_due = asyncio.Event()
         self._lent: asyncio.Future[Token] | None = None
         self._is_last = False
@@ -83,11 +94,9 @@ class _Helper:
                     self._is_due.set()
                     await reporting
                     listening.cancel()
-                try:
-                    journal.close(durable=not settings.no_fsync)
-                except BulkfetchError as error:
-                    self._fatal = self._fatal or error
                 self._channel.send(self._report())
+                journal.close(durable=not settings.no_fsync)
+                self._channel.send(self._report(is_last=True))
 
     async def _listen(self) -> None:
         while True:
@@ -132,33 +141,33 @@ class _Helper:
         self._begin()
         self._is_due.set()
 
-    def _fail(self, fatal: BulkfetchError) -> None:
-        if self._fatal is None:
-            self._fatal = fatal
-            self._patients.stop()
-            self._end()
-            self._is_due.set()
+    def _fail(self, error: BulkfetchError) -> None:
+        self._channel.send(Fatal(error))
+        self._patients.stop()
+        self._end()
 
     async def _report_at_times(self, journal: Journal) -> None:
         """Report whenever there is something new; what is reported is in the journal by then."""
         while not self._is_done:
             report = self._report()
-            with suppress(BulkfetchError):  # told by the one who keeps watch
+            try:
                 await journal.flush()
+            except BulkfetchError as error:
+                self._fail(error)
             self._channel.send(report)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_due.wait(), _REPORT_EVERY_S_AT_LEAST)
             await asyncio.sleep(_REPORT_EVERY_S)
             self._is_due.clear()
 
-    def _report(self) -> Report:
+    def _report(self, *, is_last: bool = False) -> Report:
         report = Report(
             self._ended,
             self._failures,
             self._tally + Tally(),
             self._services.query_limit,
             self._services.outage,
-            self._fatal,
+            is_last,
         )
         self._ended, self._failures = [], []
         return report
@@ -186,27 +195,33 @@ class _ToTheFirst(logging.Handler):
         self._loop.call_soon_threadsafe(self._channel.send, line)
 
 
-async def _help(end: socket.socket) -> None:
+async def _help(end: socket.socket) -> int:
     channel = await Channel.open(end)
     start = await channel.receive()
     if not isinstance(start, Start):
-        return
+        return 1
     logging.basicConfig(handlers=[_ToTheFirst(channel)], level=logging.WARNING)
     logging.getLogger("bulkfetch").setLevel(start.log_level)
+    status = 1
     try:
         await _Helper(channel, start)()
+        status = 0
     except BulkfetchError as error:
-        channel.send(Report([], [], Tally(), 0, None, error))
+        channel.send(Fatal(error))
+    except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
+        log.error("%s", unexpected(error))  # noqa: TRY400  the same
+        await asyncio.sleep(0)  # for the line to be sent
     await channel.close()
+    return status
 
 
-def main() -> None:
-    """Help until the first process says that it is over, or is gone."""
+def main() -> int:
+    """Help until the first process says that it is over, or is gone; return the exit status."""
     # It is for the first process to heed them.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    asyncio.run(_help(socket.socket(fileno=int(sys.argv[1]))))
+    return asyncio.run(_help(socket.socket(fileno=int(sys.argv[1]))))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,14 +16,29 @@ import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
+import bulkfetch
 from bulkfetch.api import Tokens
+from bulkfetch.archive import files
 from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, Tally
 from bulkfetch.models import ImageOutcome, ManifestRow
-from bulkfetch.pipeline.wire import Borrow, Channel, Lent, LogLine, Order, Report, Rows, Start
+from bulkfetch.pipeline.wire import (
+    Borrow,
+    Channel,
+    Fatal,
+    Lent,
+    LogLine,
+    Order,
+    Report,
+    Rows,
+    Start,
+)
 from bulkfetch.settings import ENV_PREFIX, Settings
 
+# A helper is heard of twice a second; one that is not for so long is stopped, or stuck.
+SILENT_AT_MOST_S = 60
 # Ending takes a helper its last writes; one that takes longer is stuck, and killed.
 _ENDS_WITHIN_S = 3.0
 
@@ -33,8 +48,9 @@ log = logging.getLogger(__name__)
 class Helper:
     """A process that sees to patients of this run; `await helper()` is its whole life.
 
-    `ended` is told how each patient failed, or None; `lost` those that were in hand when the
-    process died, `fail` what ends the run, `changed` that something else is new.
+    `ended` is told how each patient failed, or None; when the process died, `lost` those that it
+    was at and how it died, and `returned` those that it had not begun; `fail` what ends the run;
+    `changed` that something is new.
 
     Attributes:
         tally: its sums, as far as it told.
@@ -49,6 +65,7 @@ class Helper:
         *,
         ended: Callable[[ManifestRow, Failure | None], None],
         lost: Callable[[ManifestRow, str], None],
+        returned: Callable[[ManifestRow], None],
         fail: Callable[[BulkfetchError], None],
         changed: Callable[[], None],
     ) -> None:
@@ -56,6 +73,7 @@ class Helper:
         self._tokens = tokens
         self._ended = ended
         self._lost = lost
+        self._returned = returned
         self._fail = fail
         self._changed = changed
         self.tally = Tally()
@@ -66,6 +84,8 @@ class Helper:
         self._to_send: list[ManifestRow] = []
         self._orders: list[Order] = []
         self._is_ready = False
+        self._is_done = False
+        self._silent_s = 0
         self._channel: Channel | None = None
         self._process: Process | None = None
 
@@ -91,59 +111,86 @@ class Helper:
         """Tell it that there are no more rows, to stop in order, or at once."""
         self._send_rows()
         self._orders.append(order)
-        if self._channel:
+        if not self._is_ready:
+            # It has nothing, and there is nothing that it could be in time for.
+            self._is_done = True
+            self._kill()
+        elif self._channel:
             self._channel.send(order)
         if order is not Order.finish:
             grace_s = self._start.grace_s if order is Order.stop else 0.0
             asyncio.get_running_loop().call_later(grace_s + _ENDS_WITHIN_S, self._kill)
 
     async def __call__(self) -> None:
-        """Start the process, and hear it out until it has ended."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = await _started(theirs, self._start)
-            except OSError as error:
-                ours.close()
-                log.warning("no further process could be started: %s", error.strerror)
-                return
+        """Start the process, and hear it out until it has ended.
+
+        When cancelled, it is told so, and has its last word.
+        """
         try:
-            channel = self._channel = await Channel.open(ours)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                try:
+                    self._process = await _started(theirs, self._start)
+                except BaseException:
+                    ours.close()
+                    raise
+        except (OSError, RuntimeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            log.warning("no further process could be started: %s", reason)
+            return
+        channel = self._channel = await Channel.open(ours)
+        hearing = asyncio.create_task(self._hear(channel))
+        try:
+            if self._orders:
+                self._kill()
             channel.send(self._start)
-            for order in self._orders:
-                channel.send(order)
-            await self._hear(channel)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), _ENDS_WITHIN_S)
-            await channel.close()
+            await asyncio.shield(hearing)
+        except asyncio.CancelledError:
+            self.order(Order.cancel)
+            await asyncio.wait([hearing], timeout=_ENDS_WITHIN_S)
+            raise
         finally:
-            self._kill()
-            self._is_ready = False
-        self._mourn(await self._process.wait())
+            hearing.cancel()
+            if not self._is_done:
+                self._kill()
+            await self._bury(channel)
 
     async def _hear(self, channel: Channel) -> None:
-        lending: set[asyncio.Task[None]] = set()
-        while (message := await channel.receive()) is not None:
-            if isinstance(message, Report):
-                self._take(message)
-            elif isinstance(message, LogLine):
-                logging.getLogger(message.logger).log(message.level, "%s", message.text)
-            elif isinstance(message, Borrow):
-                task = asyncio.create_task(self._lend(channel, message))
-                lending.add(task)
-                task.add_done_callback(lending.discard)
-        for task in lending:
-            task.cancel()
+        async with asyncio.TaskGroup() as tasks:
+            begun = {tasks.create_task(self._watch())}
+            while (message := await channel.receive()) is not None:
+                self._silent_s = 0
+                if isinstance(message, Report):
+                    self._take(message)
+                elif isinstance(message, Fatal):
+                    self._fail(message.error)
+                elif isinstance(message, LogLine):
+                    logging.getLogger(message.logger).log(message.level, "%s", message.text)
+                elif isinstance(message, Borrow):
+                    task = tasks.create_task(self._lend(channel, message))
+                    begun.add(task)
+                    task.add_done_callback(begun.discard)
+            self._is_ready = False
+            for task in begun:
+                task.cancel()
+
+    async def _watch(self) -> None:
+        """Kill it when it has not been heard of for long, though it reports all the time."""
+        while self._silent_s < SILENT_AT_MOST_S:
+            # Second by second, since while this process was stopped, nothing could be heard.
+            await asyncio.sleep(1)
+            self._silent_s += 1
+        log.error("a process of this run does not answer: it is killed")
+        self._kill()
 
     def _take(self, report: Report) -> None:
         self._is_ready = True
+        self._is_done = report.is_last
         self.tally = report.tally
         self.query_limit, self.outage = report.query_limit, report.outage
         failures = dict(report.failures)
         for line in report.ended:
             self._ended(self._in_hand.pop(line), failures.get(line))
-        if report.fatal is not None:
-            self._fail(report.fatal)
         self._changed()
 
     async def _lend(self, channel: Channel, wish: Borrow) -> None:
@@ -161,18 +208,28 @@ class Helper:
             self._channel.send(Rows(self._to_send))
         self._to_send = []
 
-    def _mourn(self, status: int) -> None:
-        """See to what is left of a process that has ended."""
+    async def _bury(self, channel: Channel) -> None:
+        """Wait for the end of the process, and see to what it leaves."""
+        self._is_ready = False
+        await channel.close()
+        ending = asyncio.ensure_future(self._process.wait()) if self._process else None
+        if ending and not await _ends(ending):
+            self._kill()
+            await _ends(ending)
         self.outage = None
         missing = self.tally.listed - self.tally.images.total()
         self.tally.images[ImageOutcome.not_reached] += missing
         rows, self._in_hand = list(self._in_hand.values()), {}
         is_told_to_stop = Order.stop in self._orders or Order.cancel in self._orders
-        if (status or rows) and not is_told_to_stop:
+        if not self._is_done and not is_told_to_stop:
+            status = ending.result() if ending and ending.done() else 0
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
             log.error("a process of this run died (%s) with %d patients in hand", how, len(rows))
-            for row in rows:
+            # It begins with them in order, and has so many seats.
+            for row in rows[: self._seats]:
                 self._lost(row, how)
+            for row in rows[self._seats :]:
+                self._returned(row)
         self._changed()
 
     def _kill(self) -> None:
@@ -203,12 +260,23 @@ def without_credentials(settings: Settings) -> Settings:
     return Settings.model_construct(**{**values, **dict.fromkeys(secrets)})
 
 
+async def _ends(ending: asyncio.Future[int]) -> bool:
+    """Wait some seconds for the end of a process, however often cancelled; tell whether it came."""
+    waiting = asyncio.ensure_future(asyncio.wait([ending], timeout=_ENDS_WITHIN_S))
+    with suppress(asyncio.CancelledError):
+        await files.to_its_end(waiting)
+    return ending.done()
+
+
 async def _started(end: socket.socket, start: Start) -> Process:
-    # The same modules as here, whatever lies in the current directory; and no secrets.
+    # This very package and the same others, whatever the current directory is; and no secrets.
     environment = {
-        name: text for name, text in os.environ.items() if not name.startswith(ENV_PREFIX)
+        name: text for name, text in os.environ.items() if not name.upper().startswith(ENV_PREFIX)
     }
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    home = str(Path(bulkfetch.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [home, *(path or str(Path.cwd()) for path in sys.path)]
+    )
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-P",

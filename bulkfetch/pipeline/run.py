@@ -91,6 +91,8 @@ class Run:
         self._recorder = Recorder(self._tally, None)
         self._here: Patients
         self._helpers: list[Helper] = []
+        # What a helper that died had not begun.
+        self._returned: list[ManifestRow] = []
 
     def interrupt(self, exit_status: int) -> None:
         """End the run early: the first time in order, the second time at once.
@@ -203,6 +205,7 @@ class Run:
                 tokens,
                 ended=self._ended,
                 lost=self._lost,
+                returned=self._returned.append,
                 fail=self._fail,
                 changed=self._has_room.set,
             )
@@ -230,22 +233,28 @@ class Run:
         async with asyncio.TaskGroup() as group:
             showing = group.create_task(self._show())
             try:
-                async with asyncio.TaskGroup() as helpers, self._here:
-                    for helper in self._helpers:
-                        helpers.create_task(helper())
-                    self._here.begin(first, answer)
-                    try:
-                        async for row in _in_batches(rows):
-                            if not await self._deal(row):
-                                break
-                            if self._failures:
-                                await self._failures.drain()
-                    except BulkfetchError as error:
-                        self._fail(error)
-                    for helper in self._helpers:
-                        helper.order(Order.finish)
+                async with self._here:
+                    async with asyncio.TaskGroup() as helpers:
+                        for helper in self._helpers:
+                            helpers.create_task(helper())
+                        self._here.begin(first, answer)
+                        await self._deal_out(rows)
+                        for helper in self._helpers:
+                            helper.order(Order.finish)
+                    for row in self._returned:
+                        await self._deal(row)
             finally:
                 showing.cancel()
+
+    async def _deal_out(self, rows: Iterator[ManifestRow]) -> None:
+        try:
+            async for row in _in_batches(rows):
+                if not await self._deal(row):
+                    return
+                if self._failures:
+                    await self._failures.drain()
+        except BulkfetchError as error:
+            self._fail(error)
 
     async def _deal(self, row: ManifestRow) -> bool:
         """Give a row to who can begin with it soonest, or return False when the run is to stop."""

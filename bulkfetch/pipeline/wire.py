@@ -70,7 +70,7 @@ class Order(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How far a helper is; the first one says that it is ready.
+    """How far a helper is; the first one says that it is ready, the last one that it is done.
 
     Attributes:
         ended: since the last report, by the rows' lines.
@@ -78,7 +78,6 @@ class Report:
         tally: since the helper began.
         query_limit: how many queries it has in flight at most, now.
         outage: what it waits for, in words.
-        fatal: what ends the run.
     """
 
     ended: Sequence[int]
@@ -86,7 +85,14 @@ class Report:
     tally: Tally
     query_limit: int
     outage: str | None
-    fatal: BulkfetchError | None = None
+    is_last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fatal:
+    """What ends the run."""
+
+    error: BulkfetchError
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,7 @@ class LogLine:
     text: str
 
 
-Message: TypeAlias = Start | Rows | Lent | Order | Report | Borrow | LogLine
+Message: TypeAlias = Start | Rows | Lent | Order | Report | Fatal | Borrow | LogLine
 
 
 class Channel:
