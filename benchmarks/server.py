@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,12 @@ class Served:
     images: int
     patients: int
     size_bytes: int
+
+    def took_s(self) -> tuple[float, float]:
+        """How long an answer of API and storage took, in the mean, as `slow` measured it."""
+        with urllib.request.urlopen(f"{self.url}/took") as answer:
+            means = json.load(answer)
+        return means["api"], means["storage"]
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import sys
+from collections import Counter, defaultdict
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -27,19 +29,29 @@ class _Site:
         self._api_s = api_s
         self._storage_s = storage_s
         self.stored = lru_cache(maxsize=4096)(self._stored)
+        self._answers: Counter[str] = Counter()
+        self._took_s: defaultdict[str, float] = defaultdict(float)
 
-    def answer(self, target: str) -> tuple[float, bytes]:
-        """Return how long an answer is to take, and what it is."""
+    def took(self, what: str, seconds: float) -> None:
+        """Note how long an answer took: a timer is late, if only by half a millisecond."""
+        self._answers[what] += 1
+        self._took_s[what] += seconds
+
+    def answer(self, target: str) -> tuple[str, float, bytes]:
+        """Return of which service an answer is, how long it is to take, and what it is."""
         path, _, query = target.partition("?")
         if path.startswith("/o/"):
-            return self._storage_s, self.stored(path)
+            return "storage", self._storage_s, self.stored(path)
         if path == "/images/v1":
             (patient_id,) = parse_qs(query)["patient_id"]
             found = self._www / "api" / patient_id
             if not found.exists():
                 found = found.with_name("none")
-            return self._api_s, _ok(found.read_bytes(), "application/json")
-        return 0.0, _ok(_TOKEN, "application/json")
+            return "api", self._api_s, _ok(found.read_bytes(), "application/json")
+        if path == "/took":
+            means = {what: self._took_s[what] / n for what, n in self._answers.items()}
+            return "", 0.0, _ok(json.dumps(means).encode(), "application/json")
+        return "", 0.0, _ok(_TOKEN, "application/json")
 
     def _stored(self, path: str) -> bytes:
         data = (self._www / path.removeprefix("/")).read_bytes()
@@ -59,10 +71,12 @@ class _Connection(asyncio.Protocol):
         self._received += data
         while b"\r\n\r\n" in self._received:
             head, _, self._received = self._received.partition(b"\r\n\r\n")
-            delay_s, whole = self._site.answer(head.split(b" ", 2)[1].decode())
-            asyncio.get_running_loop().call_later(delay_s, self._send, whole)
+            what, delay_s, whole = self._site.answer(head.split(b" ", 2)[1].decode())
+            loop = asyncio.get_running_loop()
+            loop.call_later(delay_s, self._send, whole, what, loop.time())
 
-    def _send(self, whole: bytes) -> None:
+    def _send(self, whole: bytes, what: str, began: float) -> None:
+        self._site.took(what, asyncio.get_running_loop().time() - began)
         if not self._transport.is_closing():
             self._transport.write(whole)
 

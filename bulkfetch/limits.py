@@ -15,7 +15,7 @@ _FILES_BESIDES = 64
 # More cores than these are seldom what a run waits for; and starting a process takes as long as
 # some hundred patients do.
 _PROCESSES_BY_DEFAULT = 4
-_PATIENTS_PER_PROCESS = 500
+_PATIENTS_PER_PROCESS = 200
 
 log = logging.getLogger(__name__)
 

@@ -153,9 +153,8 @@ def test_fewer_queries_are_in_flight_while_the_api_throttles_and_more_again_afte
 
     monkeypatch.setattr(simulator.faults, "strike", seen)
     write_manifest(manifest, list(simulator.patient_ids()))
-    result = download(
-        simulator, manifest, tmp_path / "archive", "--query-concurrency=16", "--retries=30"
-    )
+    options = ("--query-concurrency=16", "--retries=30", "--processes=1")
+    result = download(simulator, manifest, tmp_path / "archive", *options)
     assert result.status == 0, result.err
     assert max(in_flight[20:60]) == 16
     assert max(in_flight[100:220]) <= 8

@@ -127,12 +127,14 @@ def read(name: str, directory: int) -> bytes:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(name, flags, dir_fd=directory)
     try:
-        parts = []
-        while part := os.read(descriptor, _READ_BYTES):
-            parts.append(part)
+        data = part = os.read(descriptor, _READ_BYTES)
+        # Less than was asked for is the end of a file.
+        while len(part) == _READ_BYTES:
+            part = os.read(descriptor, _READ_BYTES)
+            data += part
     finally:
         os.close(descriptor)
-    return b"".join(parts)
+    return data
 
 
 def create(name: str, directory: int, *, keep: bool = False) -> int:

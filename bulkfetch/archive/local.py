@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain, count
@@ -32,6 +33,9 @@ from bulkfetch.plan import Held, Place
 
 PRIVATE = ".bulkfetch"
 _ENDING = re.compile("[a-z]+")
+# A look at a patient's directory that takes longer waited for the disk; as the next ones will.
+_SLOW_LOOK_S = 0.01
+_LOOKS_IN_THREADS = 64
 
 T = TypeVar("T")
 
@@ -69,6 +73,7 @@ class LocalArchive:
         self._has_neighbours = bool(owner != WHOLE or process)
         # A descriptor of the root, while the archive is open for writing.
         self._directory = -1
+        self._slow_looks = 0
         self._room = files.Room(root)
         self._committer = Committer(
             self._make_directory,
@@ -197,10 +202,22 @@ class LocalArchive:
         return self._root / PRIVATE / "runs" / self._run_id
 
     async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
-        """See `Archive.held`; one hop to a thread for all of them, where there is anything."""
+        """See `Archive.held`.
+
+        A look at what the system has in memory takes less than the way to a thread; so it is tried
+        without one, and the disk is not waited for twice in a row.
+        """
         if not any(map(self._has_directory, {place.directory for place in places})):
             return [None] * len(places)
-        return await in_thread(lambda: self._held(places, rehash=rehash))
+        if rehash or self._slow_looks:
+            self._slow_looks = max(0, self._slow_looks - 1)
+            return await in_thread(lambda: self._held(places, rehash=rehash))
+        began = time.monotonic()
+        with files.named():
+            found = self._held(places, rehash=False)
+        if time.monotonic() - began > _SLOW_LOOK_S:
+            self._slow_looks = _LOOKS_IN_THREADS
+        return found
 
     def _has_directory(self, path: str) -> bool:
         try:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import bulkfetch
 from bulkfetch.api import Tokens
 from bulkfetch.archive import files
 from bulkfetch.errors import BulkfetchError
@@ -273,7 +272,7 @@ async def _started(end: socket.socket, start: Start) -> Process:
     environment = {
         name: text for name, text in os.environ.items() if not name.upper().startswith(ENV_PREFIX)
     }
-    home = str(Path(bulkfetch.__file__).parent.parent)
+    home = str(Path(__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(
         [home, *(path or str(Path.cwd()) for path in sys.path)]
     )
