@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from bulkfetch.archive import files
 from bulkfetch.archive.base import LAYOUT, Identity, Stage
 from bulkfetch.archive.commit import Committer, Job, NewFile
-from bulkfetch.archive.lock import WHOLE, hold
+from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
@@ -71,6 +71,7 @@ class LocalArchive:
         self._durable = durable
         owner, process = (writer.owner, writer.process) if writer else (WHOLE, "")
         self._has_neighbours = bool(owner != WHOLE or process)
+        self._hold: Hold | None = None
         # A descriptor of the root, while the archive is open for writing.
         self._directory = -1
         self._slow_looks = 0
@@ -151,6 +152,7 @@ class LocalArchive:
                 archive._parts.load()
                 archive._parts.sweep(len(parse_template(identity.path_template)), held.dead)
                 held.cleared()
+                archive._hold = held
                 stack.enter_context(archive._writing())
             yield archive
 
@@ -186,6 +188,11 @@ class LocalArchive:
         with files.named(out):
             found = _read_identity(root, identity)
         return cls(root.absolute(), "", found or identity, None, durable=False)
+
+    def process_died(self) -> None:
+        """Have the next run clear away what a process of this one left half-made."""
+        if self._hold is not None:
+            self._hold.not_cleared()
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -66,6 +66,10 @@ class Hold:
         self.locks = locks
         self.dead = dead
 
+    def not_cleared(self) -> None:
+        """Note that this run leaves something to clear away."""
+        self.dead = {self.owner: 0.0}
+
     def cleared(self) -> None:
         """Note that nothing is left of the dead."""
         for owner in self.dead:

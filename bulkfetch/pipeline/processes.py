@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 class Helper:
     """A process that sees to patients of this run; `await helper()` is its whole life.
 
-    `ended` is told how each patient failed, or None; when the process died, `lost` those that it
-    was at and how it died, and `returned` those that it had not begun; `fail` what ends the run;
+    `ended` is told how each patient failed, or None; `died`, when the process ended early, those
+    that it was at, those that it had not begun, and how it ended; `fail` what ends the run;
     `changed` that something is new.
 
     Attributes:
@@ -63,16 +63,14 @@ class Helper:
         tokens: Tokens,
         *,
         ended: Callable[[ManifestRow, Failure | None], None],
-        lost: Callable[[ManifestRow, str], None],
-        returned: Callable[[ManifestRow], None],
+        died: Callable[[Sequence[ManifestRow], Sequence[ManifestRow], str], None],
         fail: Callable[[BulkfetchError], None],
         changed: Callable[[], None],
     ) -> None:
         self._start = start
         self._tokens = tokens
         self._ended = ended
-        self._lost = lost
-        self._returned = returned
+        self._died = died
         self._fail = fail
         self._changed = changed
         self.tally = Tally()
@@ -219,16 +217,11 @@ class Helper:
         missing = self.tally.listed - self.tally.images.total()
         self.tally.images[ImageOutcome.not_reached] += missing
         rows, self._in_hand = list(self._in_hand.values()), {}
-        is_told_to_stop = Order.stop in self._orders or Order.cancel in self._orders
-        if not self._is_done and not is_told_to_stop:
+        if not self._is_done:
             status = ending.result() if ending and ending.done() else 0
             how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            log.error("a process of this run died (%s) with %d patients in hand", how, len(rows))
             # It begins with them in order, and has so many seats.
-            for row in rows[: self._seats]:
-                self._lost(row, how)
-            for row in rows[self._seats :]:
-                self._returned(row)
+            self._died(rows[: self._seats], rows[self._seats :], how)
         self._changed()
 
     def _kill(self) -> None:

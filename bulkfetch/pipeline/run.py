@@ -12,16 +12,17 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 
 from yarl import URL
 
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
-from bulkfetch.archive import Identity, LocalArchive, Writer, files
+from bulkfetch.archive import Identity, LocalArchive, files
 from bulkfetch.errors import (
     BadResponseError,
     BulkfetchError,
@@ -147,8 +148,8 @@ class Run:
                     fail=self._fail,
                     grace_s=self._grace_s,
                 )
-                if archive.writer is not None and shared is not None:
-                    self._helpers = self._helpers_for(identity, archive.writer, shared, tokens)
+                if shared is not None:
+                    self._helpers = self._helpers_for(archive, identity, shared, tokens)
                 try:
                     self._recorder.event(
                         "run_started", run_id=self.run_id, bulkfetch_version=__version__
@@ -183,14 +184,16 @@ class Run:
         return archive
 
     def _helpers_for(
-        self, identity: Identity, writer: Writer, shared: int, tokens: Tokens
+        self, archive: LocalArchive, identity: Identity, shared: int, tokens: Tokens
     ) -> list[Helper]:
+        if archive.writer is None:
+            return []
         starts = (
             Start(
                 settings=without_credentials(share_of(self._settings, number, self._processes)),
                 run_id=self.run_id,
                 identity=identity,
-                writer=writer,
+                writer=archive.writer,
                 number=number,
                 processes=self._processes,
                 budget=shared,
@@ -204,8 +207,7 @@ class Run:
                 start,
                 tokens,
                 ended=self._ended,
-                lost=self._lost,
-                returned=self._returned.append,
+                died=partial(self._helper_died, archive),
                 fail=self._fail,
                 changed=self._has_room.set,
             )
@@ -307,10 +309,22 @@ class Run:
         ):
             self._stop()
 
-    def _lost(self, row: ManifestRow, how: str) -> None:
-        """Note that a patient was in the hands of a process that died."""
-        error = ProcessDiedError(f"the process that had it in hand died ({how})")
-        self._ended(row, self._recorder.patient(row, [], {}, error, reached=False))
+    def _helper_died(
+        self,
+        archive: LocalArchive,
+        begun: Sequence[ManifestRow],
+        waiting: Sequence[ManifestRow],
+        how: str,
+    ) -> None:
+        """See to what a process that ended early had in hand."""
+        archive.process_died()
+        if self._stopping:
+            return
+        log.error("a process of this run died (%s) with %d patients in hand", how, len(begun))
+        self._returned += waiting
+        for row in begun:
+            error = ProcessDiedError(f"the process that had it in hand died ({how})")
+            self._ended(row, self._recorder.patient(row, [], {}, error, reached=False))
 
     def _fail(self, fatal: BulkfetchError) -> None:
         if self.fatal is None:
