@@ -31,6 +31,9 @@ QUERIES, DOWNLOADS = 32, 64
 API_S, STORAGE_S = 0.05, 0.03
 
 
+RESULTS = Path("build/bench")
+
+
 class Bench:
     """What all benchmarks share: their size, and where they work."""
 
@@ -291,7 +294,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a hundredth of the size")
-    parser.add_argument("--save", type=Path, default=Path("build/bench"), metavar="DIRECTORY")
+    parser.add_argument(
+        "--save", type=Path, default=RESULTS, metavar="DIRECTORY", help="for what `scale` draws"
+    )
     given = parser.parse_args()
     names = given.names or [name for name in BENCHMARKS if name not in ("memory", "scale")]
     given.save.mkdir(parents=True, exist_ok=True)
@@ -304,8 +309,9 @@ def main() -> None:
     for name in names:
         BENCHMARKS[name](bench)
     saved = {"versions": versions, "rounds": given.rounds, "tables": bench.results}
-    (given.save / "results.json").write_text(json.dumps(saved, indent=2), encoding="utf-8")
-    print(f"\nsaved in {given.save}")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "results.json").write_text(json.dumps(saved, indent=2), encoding="utf-8")
+    print(f"\nsaved in {RESULTS / 'results.json'}")
 
 
 if __name__ == "__main__":

@@ -254,7 +254,6 @@ async def test_what_a_neighbour_archived_or_mended_is_neither_overwritten_nor_mo
 async def test_a_directory_that_a_neighbour_does_not_let_go_of_holds_up_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "TURN_S", 0.2)
     monkeypatch.setattr(commit, "WAIT_S", 0.5)
     root = tmp_path / "archive"
     with LocalArchive.open(str(root), "run-1", IDENTITY, shard=Shard(1, 2)) as archive:

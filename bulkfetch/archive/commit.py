@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -97,7 +97,7 @@ class Committer:
         try:
             if not self._durable:
                 # It waits for nothing, and so takes less time than the way to another thread.
-                self._commit([job], wait_s=0.0)
+                self._commit([job])
                 if job.error is None:
                     return
                 if not isinstance(job.error, files.HeldError):
@@ -144,7 +144,8 @@ class Committer:
         batch = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
         loop = asyncio.get_running_loop()
         try:
-            work = loop.run_in_executor(self._thread, self._commit, [job for job, _ in batch])
+            jobs = [job for job, _ in batch]
+            work = loop.run_in_executor(self._thread, self._commit_in_thread, jobs)
         except RuntimeError as error:
             _answer([*batch, *self._waiting], _no_thread(error))
             self._waiting.clear()
@@ -166,40 +167,38 @@ class Committer:
 
         work.add_done_callback(finish)
 
-    def _commit(self, jobs: Sequence[Job], *, wait_s: float | None = None) -> None:
+    def _commit_in_thread(self, jobs: Sequence[Job]) -> None:
+        self._commit(jobs)
+        if all(isinstance(job.error, files.HeldError) for job in jobs):
+            time.sleep(files.TURN_LOOK_S)
+
+    def _commit(self, jobs: Sequence[Job]) -> None:
+        """Do jobs, but for those in directories where another process is at work just now."""
         new = (file for job in jobs for file in (job.image, job.sidecar) if file)
         self._take_room(sum(len(file.data or b"") for file in new))
         by_directory: dict[str, list[Job]] = {}
         for job in jobs:
             by_directory.setdefault(job.directory, []).append(job)
-        if not self._take_turns:
-            self._commit_together(by_directory)
-            return
-        # One at a time, so that nobody waits for one while holding another.
-        deadline = time.monotonic() + (files.TURN_S if wait_s is None else wait_s)
-        for path, of_one in by_directory.items():
-            self._commit_together({path: of_one}, deadline)
-
-    def _commit_together(
-        self, jobs: Mapping[str, Sequence[Job]], deadline: float | None = None
-    ) -> None:
         with ExitStack() as stack:
             directories: dict[str, int] = {}
-            for path, inside in jobs.items():
+            for path, inside in by_directory.items():
                 try:
                     directory = self._open_directory(path)
+                    # Which lets go of the lock, too.
                     stack.callback(os.close, directory)
-                    if self._take_turns:
-                        stack.enter_context(files.alone(directory, deadline))
+                    if self._take_turns and not files.lock(directory):
+                        raise files.HeldError(
+                            f"another process is at work in {path} for {WAIT_S:.0f} s: "
+                            "is it stopped?"
+                        )
                     directories[path] = directory
                 except (OSError, BulkfetchError) as error:
                     _fail(inside, error)
-            together = [job for inside in jobs.values() for job in inside]
-            for job in together:
+            for job in jobs:
                 if job.error is None and files.exists(job.sidecar.name, directories[job.directory]):
                     job.error = TakenError("another row or shard archived the image meanwhile")
-            self._put([(job, job.image) for job in together if job.image], directories)
-            self._put([(job, job.sidecar) for job in together], directories)
+            self._put([(job, job.image) for job in jobs if job.image], directories)
+            self._put([(job, job.sidecar) for job in jobs], directories)
 
     def _put(self, wanted: Sequence[tuple[Job, NewFile]], directories: dict[str, int]) -> None:
         """Give files their names, as durably as is wanted; those of failed jobs are left out."""

@@ -24,7 +24,7 @@ DIRECTORY_MODE = 0o700
 RESERVE_BYTES = 16 * 2**20
 # A neighbour writes a directory's files in far less.
 TURN_S = 4.0
-_TURN_LOOK_S = 0.005
+TURN_LOOK_S = 0.005
 
 _READ_BYTES = 2**16
 
@@ -194,15 +194,13 @@ async def to_its_end(work: asyncio.Future[T]) -> T:
 
 
 @contextmanager
-def alone(directory: int, deadline: float | None = None) -> Iterator[None]:
+def alone(directory: int) -> Iterator[None]:
     """Keep every other process out that asks for the same; the lock dies with its holder.
 
-    `deadline`, of `time.monotonic`, is `TURN_S` from now unless given.
-
     Raises:
-        HeldError: another process did not let go of it until then.
+        HeldError: another process did not let go of it within `TURN_S`.
     """
-    if not lock(directory, time.monotonic() + TURN_S if deadline is None else deadline):
+    if not lock(directory, time.monotonic() + TURN_S):
         raise HeldError(
             f"another process holds a directory of the archive for {TURN_S:.0f} s: is it stopped?"
         )
@@ -223,7 +221,7 @@ def lock(descriptor: int, deadline: float = 0.0) -> bool:
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False
-            time.sleep(_TURN_LOOK_S)
+            time.sleep(TURN_LOOK_S)
         else:
             return True
 
