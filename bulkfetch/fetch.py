@@ -42,7 +42,7 @@ from bulkfetch.transport import Answer, Transport, expires_at
 _MOVES_AT_MOST = 3
 # Places whose plans may have been made before something ended there; the archive refuses what
 # slips through.
-_ENDED_AT_MOST = 10_000
+_ENDED_AT_MOST = 1_000
 # A request takes its time to be read: a URL that ends sooner than this is as good as expired.
 EXPIRY_MARGIN_S = 5.0
 
