@@ -215,6 +215,35 @@ def again(bench: Bench) -> None:
     )
 
 
+def prove(bench: Bench) -> None:
+    """`verify` against hashing the same images and nothing else."""
+    rows = []
+    for images, size_bytes in ((20_000, 20_000), (2_000, 400_000)):
+        with (
+            bench.served(images=images // bench.divisor, size_bytes=size_bytes) as served,
+            bench.directory() as directory,
+        ):
+            out = directory / "out"
+            run(bulkfetch(served, out, "--no-fsync"))
+            hashing = f"find {out} -name '*.v*.[jp][pn]g' -print0 | xargs -0 -P2 -n 64 sha256sum"
+            pairs = [
+                (
+                    run([sys.executable, "-m", "bulkfetch", "verify", out]),
+                    run(["sh", "-c", f"{hashing} >/dev/null"]),
+                )
+                for _ in range(bench.rounds)
+            ]
+        ours = statistics.median(cost.wall_s for cost, _ in pairs)
+        theirs = statistics.median(cost.wall_s for _, cost in pairs)
+        rows.append({
+            "images": f"{served.images:,} of {size_bytes // 1000} kB",
+            "verify, MB/s": f"{served.size_bytes / ours / 1e6:,.0f}",
+            "xargs -P2 sha256sum, MB/s": f"{served.size_bytes / theirs / 1e6:,.0f}",
+            "ratio": f"{statistics.median(b.wall_s / a.wall_s for a, b in pairs):.2f}",
+        })  # fmt: skip
+    bench.tell("verify, against hashing alone", rows)
+
+
 def startup(bench: Bench) -> None:
     """How long `--help` takes to appear."""
     pairs = [
@@ -284,7 +313,7 @@ def scale(bench: Bench) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    f.__name__: f for f in (small, large, disk, latency, again, startup, memory, scale)
+    f.__name__: f for f in (small, large, disk, latency, again, prove, startup, memory, scale)
 }
 
 

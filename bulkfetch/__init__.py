@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bulkfetch.library import download, download_async
     from bulkfetch.models import ImageSums, PatientSums, Sidecar, Summary
     from bulkfetch.settings import Environment, Settings
+    from bulkfetch.verification import Finding, Report, verify
 
 __all__ = [
     "ArchiveMismatchError",
@@ -37,9 +38,11 @@ __all__ = [
     "CredentialsError",
     "DestinationError",
     "Environment",
+    "Finding",
     "ImageSums",
     "ManifestError",
     "PatientSums",
+    "Report",
     "Settings",
     "Sidecar",
     "Summary",
@@ -47,12 +50,14 @@ __all__ = [
     "__version__",
     "download",
     "download_async",
+    "verify",
 ]
 
 _HOMES = {
     "bulkfetch.library": ("download", "download_async"),
     "bulkfetch.models": ("ImageSums", "PatientSums", "Sidecar", "Summary"),
     "bulkfetch.settings": ("Environment", "Settings"),
+    "bulkfetch.verification": ("Finding", "Report", "verify"),
 }
 
 

@@ -33,7 +33,7 @@ from bulkfetch.models import (
     SidecarOutcome,
     Source,
 )
-from bulkfetch.plan import Action, Item, Place
+from bulkfetch.plan import Action, Ended, Item, Place
 from bulkfetch.retry import Retry
 from bulkfetch.settings import Settings
 from bulkfetch.transport import Answer, Transport, expires_at
@@ -57,16 +57,6 @@ class Fetched:
 
     file: FileInfo
     source: Source
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How one image ended; `item` is as it was in the end."""
-
-    outcome: ImageOutcome
-    item: Item
-    size_bytes: int = 0
-    error: FetchError | None = None
 
 
 class MovedError(FetchError):

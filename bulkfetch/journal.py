@@ -20,7 +20,6 @@ from pathlib import Path
 
 from bulkfetch.archive.files import FILE_MODE, named, to_its_end
 from bulkfetch.errors import FetchError
-from bulkfetch.fetch import Ended
 from bulkfetch.logs import redact
 from bulkfetch.models import (
     ImageOutcome,
@@ -31,7 +30,7 @@ from bulkfetch.models import (
     PatientSums,
     json_text,
 )
-from bulkfetch.plan import Item
+from bulkfetch.plan import Ended, Item
 
 _FULL_BYTES = 2**16
 

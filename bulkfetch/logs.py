@@ -54,6 +54,11 @@ def redact(text: str) -> str:
     return _JWT.sub(HIDDEN, text)
 
 
+def plain(text: str) -> str:
+    """Return the text with an escape for whatever would move a cursor or begin another line."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def configure(level: LogLevel, log_format: LogFormat) -> None:
     """Send log lines to standard error, above the progress bar where there is one.
 
@@ -72,8 +77,7 @@ class _AboveTheBar(logging.Handler):
 
 class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = redact(f"{record.levelname.lower()}: {record.getMessage()}")
-        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+        return plain(redact(f"{record.levelname.lower()}: {record.getMessage()}"))
 
 
 class _JSONLines(logging.Formatter):

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from fnmatch import fnmatchcase
 
-from bulkfetch.models import UPLOADED, ImageRecord, ManifestRow, Sidecar, SidecarOutcome
+from bulkfetch.errors import FetchError
+from bulkfetch.models import (
+    UPLOADED,
+    ImageOutcome,
+    ImageRecord,
+    ManifestRow,
+    Sidecar,
+    SidecarOutcome,
+)
 from bulkfetch.paths import COVERAGE_PREFIX, DEFAULT_TEMPLATE, parse_template, safe_name
 from bulkfetch.settings import Settings
 
@@ -70,6 +78,16 @@ class Item:
     revision: int = 1
     held: Sidecar | None = None
     damage: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one image ended; `item` is as it was in the end."""
+
+    outcome: ImageOutcome
+    item: Item
+    size_bytes: int = 0
+    error: FetchError | None = None
 
 
 def place_of(record: ImageRecord, row: ManifestRow, path_template: str = DEFAULT_TEMPLATE) -> Place:

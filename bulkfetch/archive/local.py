@@ -361,16 +361,27 @@ def _refuse_links(root: Path) -> None:
             raise DestinationError(f"{path} is a symbolic link, which is not followed: remove it")
 
 
-def _read_identity(root: Path, wanted: Identity) -> Identity | None:
+def identity_of(root: Path) -> Identity | None:
+    """Return whose archive a directory is, None where it is none.
+
+    Raises:
+        ArchiveMismatchError: another version of bulkfetch wrote it.
+    """
     path = root / PRIVATE / "archive.json"
     try:
-        found = Identity.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+        return Identity.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError:
         raise ArchiveMismatchError(
-            f"{path} is not one that this version of bulkfetch wrote: name another --out"
+            f"{path} is not one that this version of bulkfetch wrote: name another directory"
         ) from None
+
+
+def _read_identity(root: Path, wanted: Identity) -> Identity | None:
+    found = identity_of(root)
+    if found is None:
+        return None
     for what, theirs, ours, advice in (
         ("layout", found.layout, LAYOUT, "use the version of bulkfetch that made it"),
         ("API host", found.api_host, wanted.api_host, "correct --environment or --api-url"),
@@ -392,14 +403,20 @@ def _look(place: Place, directory: int, names: frozenset[str], *, rehash: bool) 
     while place.sidecar(revision + 1) in names:
         revision += 1
     try:
-        state = _parse_sidecar(files.read(place.sidecar(revision), directory))
+        state = parse_sidecar(files.read(place.sidecar(revision), directory))
     except (ValueError, OSError, RecursionError):
         return Held(None, revision, "its sidecar cannot be read")
     damage = _damage(place, state.file, directory, rehash=rehash) if state.file else None
     return Held(state, revision, damage)
 
 
-def _parse_sidecar(raw: bytes) -> Sidecar:
+def parse_sidecar(raw: bytes) -> Sidecar:
+    """Return the sidecar that a file holds.
+
+    Raises:
+        ValueError: it holds none, or not a whole one.
+        ArchiveMismatchError: a later version of bulkfetch wrote it.
+    """
     try:
         return Sidecar.model_validate_json(raw)
     except ValidationError:

@@ -8,10 +8,14 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bulkfetch.models import ImageSums, PatientSums, Summary
-from bulkfetch.pipeline import Run
 from bulkfetch.progress import size_text
+
+if TYPE_CHECKING:
+    # Commands without a network do without what it takes to load it.
+    from bulkfetch.pipeline import Run
 
 # 128 and the signal's number, as shells count.
 EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}

@@ -17,10 +17,10 @@ from bulkfetch.api import API
 from bulkfetch.archive import LocalArchive
 from bulkfetch.breaker import Breaker
 from bulkfetch.errors import BulkfetchError, FetchError
-from bulkfetch.fetch import Downloader, Ended, without_work
+from bulkfetch.fetch import Downloader, without_work
 from bulkfetch.journal import Failure, Recorder
 from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
-from bulkfetch.plan import Item, place_of, plan
+from bulkfetch.plan import Ended, Item, place_of, plan
 from bulkfetch.retry import Budget, Retry
 from bulkfetch.settings import Settings
 from bulkfetch.transport import Transport

@@ -1,0 +1,125 @@
+"""`bulkfetch verify`: re-read an archive, and prove it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from tqdm import tqdm
+
+from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.running import say
+from bulkfetch.logs import plain
+from bulkfetch.manifest import Manifest, ManifestFormat
+from bulkfetch.progress import size_text
+from bulkfetch.verification import ADVICE, Finding, Report, is_at_work, verify
+
+
+def run(argv: Sequence[str]) -> int:
+    """Verify an archive, and say what is wrong with it."""
+    parser = command_parser(
+        "verify",
+        "Re-read an archive and prove it: every sidecar against its file, the journals against\n"
+        "the sidecars, and nothing missing, changed or stray. Writes nothing, uses no network.",
+        [
+            "bulkfetch verify archive",
+            "bulkfetch verify archive --sample 5%",
+            "bulkfetch verify archive --manifest patients.csv --json > findings.jsonl",
+        ],
+        arguments="DEST",
+    )
+    parser.add_argument("out", metavar="DEST", help="the archive")
+    parser.add_argument(
+        "--sample", type=_percent, default=100.0, metavar="P%",
+        help="hash so many of the files only; presence and size of all are checked [100%%]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", metavar="WORD", help="which files a sample has: the same word, the same files"
+    )
+    parser.add_argument(
+        "--manifest", metavar="FILE", help="say of each of its rows what became of it"
+    )
+    parser.add_argument(
+        "--manifest-format", choices=list(ManifestFormat), type=ManifestFormat, metavar="FORM",
+        help=f"where the ending does not tell: {', '.join(ManifestFormat)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--processes", type=_processes, default=_cores(), metavar="N",
+        help="that read side by side; by default as many as there are cores",
+    )  # fmt: skip
+    parser.add_argument(
+        "--json", action="store_true", help="a line for each finding on standard output, sums last"
+    )
+    given = parser.parse_args(argv)
+    if is_at_work(given.out):
+        say("a run is at work in this archive: what it has in hand may be told as a finding")
+    with ExitStack() as stack:
+        manifest = None
+        if given.manifest is not None:
+            manifest = stack.enter_context(
+                Manifest(given.manifest, given.manifest_format, allow_empty=True)
+            )
+        bar = stack.enter_context(
+            tqdm(unit=" files", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+        )
+
+        def found(finding: Finding) -> None:
+            if given.json:
+                print(json.dumps({"finding": finding._asdict()}))
+            else:
+                tqdm.write(plain(f"{finding.kind}: {finding.path}: {finding.detail}"), sys.stderr)
+
+        report = verify(
+            given.out,
+            percent=given.sample,
+            seed=given.seed,
+            processes=given.processes,
+            manifest=manifest,
+            found=found,
+            looked_at=bar.update,
+        )
+    if given.json:
+        print(json.dumps({"report": report.model_dump(mode="json")}))
+    _show(report)
+    return 0 if report.ok else 1
+
+
+def _show(report: Report) -> None:
+    rate = size_text(report.bytes / report.seconds) if report.seconds else "0 B"
+    say(
+        f"{report.sidecars:,} sidecars, {report.files:,} files, {report.hashed:,} of them hashed "
+        f"({size_text(report.bytes)}, {rate}/s); runs: {report.runs:,}, "
+        f"of them interrupted: {report.interrupted_runs:,}"
+    )
+    if report.sample:
+        say(f"a sample: --sample {report.sample.percent:g}% --seed {report.sample.seed}")
+    if report.manifest:
+        rows = report.manifest.model_dump()
+        told = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in rows.items())
+        say(f"rows of the manifest: {told}")
+    if report.ok:
+        say("nothing is missing, changed or stray")
+    for kind, number in report.findings.items():
+        say(f"{number:,} {kind}: {ADVICE[kind]}")
+
+
+def _percent(text: str) -> float:
+    percent = float(text.removesuffix("%"))
+    if not 0 < percent <= 100:
+        raise argparse.ArgumentTypeError("must be more than 0% and at most 100%")
+    return percent
+
+
+def _processes(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 256:
+        raise argparse.ArgumentTypeError("must be from 1 to 256")
+    return number
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,101 @@
+"""An archive re-read and proved: every sidecar against its file, and the journals against both.
+
+Nothing is written, and no network is used.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from bulkfetch.archive import files
+from bulkfetch.archive.local import PRIVATE, identity_of
+from bulkfetch.errors import ConfigurationError
+from bulkfetch.manifest import Manifest
+from bulkfetch.verification.findings import ADVICE, Checked, Finding, Kind, Report, Sample
+from bulkfetch.verification.journals import Journals, reconcile
+from bulkfetch.verification.walk import check_images
+
+__all__ = ["ADVICE", "Finding", "Kind", "Report", "is_at_work", "verify"]
+
+
+def verify(
+    out: str,
+    *,
+    percent: float = 100.0,
+    seed: str | None = None,
+    processes: int = 1,
+    manifest: Manifest | None = None,
+    found: Callable[[Finding], None] = lambda _: None,
+    looked_at: Callable[[int], object] = lambda _: None,
+) -> Report:
+    """Re-read an archive, and return what was found; `found` is told of each finding at once.
+
+    Args:
+        out: the archive's directory; it may be mounted read-only.
+        percent: of the files, how many are hashed; of all of them, presence and size are checked.
+        seed: which of them: the same seed and percentage are the same files; by default a new one.
+        processes: how many read side by side; more than 1 only where no other thread runs.
+        manifest: its rows are reconciled with the journals.
+        looked_at: told how many files more were checked.
+
+    Raises:
+        ConfigurationError: there is no archive, or the manifest is a bad one.
+        DestinationError: the archive cannot be read at all.
+    """
+    root = Path(out)
+    began = time.monotonic()
+    with files.named(out):
+        identity = identity_of(root)
+        if identity is None:
+            raise ConfigurationError(f"{out} is no archive: it has no {PRIVATE}/archive.json")
+        if manifest:
+            manifest.check()
+        root = root.resolve()
+        sample = None
+        if percent < 100:
+            sample = Sample(percent=percent, seed=seed or secrets.token_hex(4))
+        sums = Checked()
+        kinds: Counter[Kind] = Counter()
+
+        def told(checked: Checked) -> None:
+            for finding in checked.findings:
+                kinds[finding.kind] += 1
+                found(finding)
+            looked_at(checked.files)
+            sums.add(checked)
+            checked.findings.clear()
+
+        check_images(root, identity, sample, processes, told)
+        with Journals(root) as journals:
+            journals.check(told)
+            reconciled = reconcile(manifest, journals, told) if manifest else None
+    return Report(
+        archive=str(root),
+        seconds=round(time.monotonic() - began, 3),
+        sidecars=sums.sidecars,
+        files=sums.files,
+        hashed=sums.hashed,
+        bytes=sums.bytes,
+        sample=sample,
+        runs=journals.runs,
+        interrupted_runs=journals.interrupted,
+        manifest=reconciled,
+        findings=dict(sorted(kinds.items())),
+        ok=not kinds,
+    )
+
+
+def is_at_work(out: str) -> bool:
+    """Tell whether a run holds the archive now."""
+    for path in (Path(out) / PRIVATE).glob("lock*"):
+        try:
+            with path.open("rb") as file:
+                if not files.lock(file.fileno()):
+                    return True
+        except OSError:
+            continue
+    return False

@@ -1,0 +1,118 @@
+"""What may be wrong with an archive, and what to do about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Kind(StrEnum):
+    """A kind of finding, by a stable word."""
+
+    missing = "missing"
+    changed = "changed"
+    torn = "torn"
+    schema = "schema"
+    inconsistent = "inconsistent"
+    misplaced = "misplaced"
+    foreign = "foreign"
+    stray = "stray"
+    part = "part"
+    link = "link"
+    unreadable = "unreadable"
+    lost = "lost"
+    journal = "journal"
+    unarchived = "unarchived"
+
+
+_AGAIN = "run download again: it moves what is left to quarantine and fetches the image anew"
+ADVICE = {
+    Kind.missing: _AGAIN,
+    Kind.changed: "run download --force: it moves both to quarantine and fetches the image anew",
+    Kind.torn: _AGAIN,
+    Kind.schema: "verify with the version of bulkfetch that wrote it",
+    Kind.inconsistent: "see who changed it; restore it from a copy of the archive",
+    Kind.misplaced: "move it back to where it was, or restore it from a copy",
+    Kind.foreign: "move it to the archive of its own account",
+    Kind.stray: "run download if it is an image without a sidecar; move anything else away",
+    Kind.part: "nothing is lost: the next download continues or removes it",
+    Kind.link: "move it away: a link is never followed, and is no image",
+    Kind.unreadable: "get access to it, or see to the disk",
+    Kind.lost: "restore it from a copy, or run download again, and find out who removed it",
+    Kind.journal: "restore it from a copy; the images are judged by their sidecars",
+    Kind.unarchived: "run download on it",
+}
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong; `path` is below the archive, or a manifest row's IDs."""
+
+    kind: Kind
+    path: str
+    detail: str
+
+
+@dataclass(slots=True)
+class Checked:
+    """What was looked at, and what is wrong; sums can be added."""
+
+    sidecars: int = 0
+    files: int = 0
+    hashed: int = 0
+    bytes: int = 0
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, other: Checked) -> None:
+        """Add what else was looked at."""
+        self.sidecars += other.sidecars
+        self.files += other.files
+        self.hashed += other.hashed
+        self.bytes += other.bytes
+        self.findings += other.findings
+
+    def find(self, kind: Kind, path: str, detail: str) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(kind, path, detail))
+
+
+class Sample(BaseModel):
+    """Which files are hashed: those whose name and `seed` make a number below `share`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    percent: float
+    seed: str
+
+
+class Reconciled(BaseModel):
+    """A manifest's rows by what the journals last said of each; `total` is the sum of the rest."""
+
+    total: int = 0
+    complete: int = 0
+    empty: int = 0
+    failed: int = 0
+    not_reached: int = 0
+    never_asked: int = 0
+
+
+class Report(BaseModel):
+    """What a verification found.
+
+    `sample` is None where every file was hashed, `manifest` where none was reconciled.
+    """
+
+    archive: str
+    seconds: float
+    sidecars: int
+    files: int
+    hashed: int
+    bytes: int
+    sample: Sample | None
+    runs: int
+    interrupted_runs: int
+    manifest: Reconciled | None
+    findings: dict[Kind, int]
+    ok: bool

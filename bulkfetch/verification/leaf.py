@@ -1,0 +1,161 @@
+"""One directory of images: every sidecar against its file, and whatever else lies there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from bulkfetch.archive import Identity, files
+from bulkfetch.archive.local import parse_sidecar
+from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
+from bulkfetch.models import ImageRecord, ManifestRow, Sidecar
+from bulkfetch.plan import place_of
+from bulkfetch.verification.findings import Checked, Kind, Sample
+
+_SIDECAR = re.compile(r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[0-9]+))?\.json", re.DOTALL)
+_PART = re.compile(r"\..+\.part", re.DOTALL)
+_READ_BYTES = 2**18
+
+
+def check_leaf(root: int, path: str, identity: Identity, sample: Sample | None) -> Checked:
+    """Check a directory, given a descriptor of the archive's root; nothing is written."""
+    checked = Checked()
+    try:
+        directory = files.open_directory(path, root)
+    except (OSError, PathRefusedError) as error:
+        checked.find(Kind.unreadable, path, _reason(error))
+        return checked
+    try:
+        _Leaf(directory, path, identity, sample, checked).check()
+    except OSError as error:
+        checked.find(Kind.unreadable, path, _reason(error))
+    finally:
+        os.close(directory)
+    return checked
+
+
+class _Leaf:
+    def __init__(
+        self,
+        directory: int,
+        path: str,
+        identity: Identity,
+        sample: Sample | None,
+        checked: Checked,
+    ) -> None:
+        self._directory = directory
+        self._path = path
+        self._identity = identity
+        self._sample = sample
+        self._checked = checked
+
+    def check(self) -> None:
+        revisions: defaultdict[str, list[int]] = defaultdict(list)
+        images: set[str] = set()
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    self._find(Kind.link, entry.name, "a symbolic link")
+                elif not entry.is_file(follow_symlinks=False):
+                    self._find(Kind.stray, entry.name, "no file")
+                elif found := _SIDECAR.fullmatch(entry.name):
+                    revisions[found["stem"]].append(int(found["revision"] or 1))
+                elif _PART.fullmatch(entry.name):
+                    self._find(Kind.part, entry.name, "left half-made")
+                else:
+                    images.add(entry.name)
+        for stem, numbers in revisions.items():
+            images.discard(self._check_image(stem, sorted(numbers), images) or "")
+        for name in sorted(images):
+            self._find(Kind.stray, name, "no sidecar names it")
+
+    def _check_image(self, stem: str, revisions: Sequence[int], images: set[str]) -> str | None:
+        """Check an image's sidecars and its file; return the file's name."""
+        self._checked.sidecars += len(revisions)
+        if list(revisions) != list(range(1, revisions[-1] + 1)):
+            shown = ", ".join(map(str, revisions))
+            self._find(Kind.missing, f"{stem}.json", f"of its sidecars there are only {shown}")
+        states = [state for number in revisions if (state := self._read(stem, number)) is not None]
+        held = [state.file for state in states if state.file]
+        if not held:
+            return None
+        file = held[-1]
+        if any(other != file for other in held):
+            self._find(Kind.inconsistent, f"{stem}.json", "its sidecars name different files")
+        if file.path.rpartition(".")[0] != stem or "/" in file.path:
+            self._find(Kind.inconsistent, f"{stem}.json", "it names a file that is not its own")
+            return None
+        if file.path not in images:
+            self._find(Kind.missing, file.path, "its file is missing")
+            return None
+        self._checked.files += 1
+        try:
+            self._check_file(file.path, file.size, file.sha256)
+        except OSError as error:
+            self._find(Kind.unreadable, file.path, _reason(error))
+        return file.path
+
+    def _read(self, stem: str, revision: int) -> Sidecar | None:
+        name = f"{stem}.json" if revision == 1 else f"{stem}.r{revision}.json"
+        try:
+            state = parse_sidecar(files.read(name, self._directory))
+            record = ImageRecord.model_validate(state.record)
+        except ArchiveMismatchError as error:
+            self._find(Kind.schema, name, str(error))
+            return None
+        except OSError as error:
+            self._find(Kind.unreadable, name, _reason(error))
+            return None
+        except (ValidationError, ValueError, RecursionError):
+            self._find(Kind.torn, name, "it is no sidecar, or not a whole one")
+            return None
+        asked = state.requested
+        row = ManifestRow(line=0, patient_id=asked.patient_id, coverage_id=asked.coverage_id)
+        place = place_of(record, row, self._identity.path_template)
+        if (place.directory, place.stem) != (self._path, stem):
+            self._find(Kind.misplaced, name, f"it belongs to {place.directory}/{place.stem}")
+        if (state.image_id, state.version) != (record.id, record.version):
+            self._find(Kind.inconsistent, name, "its record is of another image or version")
+        owner = self._identity.organization_id
+        if owner and record.organization_id and record.organization_id != owner:
+            self._find(Kind.foreign, name, "it is of another organization")
+        return state
+
+    def _check_file(self, name: str, size: int, sha256: str) -> None:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._directory)
+        try:
+            found = os.fstat(descriptor).st_size
+            if found != size:
+                self._find(Kind.changed, name, f"it has {found} bytes, not {size}")
+                return
+            if self._sample is not None and not is_in(self._sample, f"{self._path}/{name}"):
+                return
+            digest = hashlib.sha256()
+            while data := os.read(descriptor, _READ_BYTES):
+                digest.update(data)
+                if len(data) < _READ_BYTES:
+                    break
+        finally:
+            os.close(descriptor)
+        self._checked.hashed += 1
+        self._checked.bytes += size
+        if digest.hexdigest() != sha256:
+            self._find(Kind.changed, name, "its SHA-256 is another")
+
+    def _find(self, kind: Kind, name: str, detail: str) -> None:
+        self._checked.find(kind, f"{self._path}/{name}", detail)
+
+
+def is_in(sample: Sample, path: str) -> bool:
+    """Tell whether a file is in a sample."""
+    digest = hashlib.sha256(f"{sample.seed}/{path}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") < sample.percent / 100 * 2**64
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
