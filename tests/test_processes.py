@@ -272,6 +272,26 @@ def test_a_process_that_is_killed_costs_the_patients_it_had_which_are_named(
     intact(simulator, archive)
 
 
+def test_whenever_a_process_is_killed_every_patient_has_its_state(
+    serve: Serve, manifest: Path, tmp_path: Path
+) -> None:
+    simulator = serve(patients=90, storage_latency_s=0.05)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    for tenths in range(6):
+        archive = tmp_path / f"archive-{tenths}"
+        process = started(simulator, manifest, "--out", archive, "--processes=2")
+        wait_for_journals(archive, process)
+        time.sleep(tenths / 10)
+        for helper in helpers_of(process):
+            os.kill(helper, signal.SIGKILL)
+        result = ended(process)
+        balance(result.summary)
+        assert result.summary["patients"]["not_reached"] == 0, result.err
+        lost = failures(archive, result.summary["run_id"]) if result.status else []
+        assert len(lost) == result.summary["patients"]["failed"]
+        whole(archive)
+
+
 def test_when_the_first_process_is_killed_the_others_end_and_only_then_another_run_begins(
     serve: Serve, manifest: Path, archive: Path
 ) -> None:

@@ -15,8 +15,9 @@ from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say
 from bulkfetch.logs import plain
 from bulkfetch.manifest import Manifest, ManifestFormat
+from bulkfetch.models import ManifestRow
 from bulkfetch.progress import size_text
-from bulkfetch.verification import ADVICE, Finding, Report, is_at_work, verify
+from bulkfetch.verification import ADVICE, Finding, LastWord, Report, is_at_work, verify
 
 
 def run(argv: Sequence[str]) -> int:
@@ -52,7 +53,9 @@ def run(argv: Sequence[str]) -> int:
         help="that read side by side; by default as many as there are cores",
     )  # fmt: skip
     parser.add_argument(
-        "--json", action="store_true", help="a line for each finding on standard output, sums last"
+        "--json",
+        action="store_true",
+        help="a line for each finding, and each row without image, on standard output; sums last",
     )
     given = parser.parse_args(argv)
     if is_at_work(given.out):
@@ -73,6 +76,10 @@ def run(argv: Sequence[str]) -> int:
             else:
                 tqdm.write(plain(f"{finding.kind}: {finding.path}: {finding.detail}"), sys.stderr)
 
+        def attested(row: ManifestRow, word: LastWord) -> None:
+            if given.json:
+                print(json.dumps({"empty": {"row": row.label, **word._asdict()}}))
+
         report = verify(
             given.out,
             percent=given.sample,
@@ -81,6 +88,7 @@ def run(argv: Sequence[str]) -> int:
             manifest=manifest,
             found=found,
             looked_at=bar.update,
+            attested=attested,
         )
     if given.json:
         print(json.dumps({"report": report.model_dump(mode="json")}))

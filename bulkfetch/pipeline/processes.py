@@ -80,6 +80,7 @@ class Helper:
         self._in_hand: dict[int, ManifestRow] = {}
         self._to_send: list[ManifestRow] = []
         self._orders: list[Order] = []
+        self._has_begun = False
         self._is_ready = False
         self._is_done = False
         self._silent_s = 0
@@ -108,7 +109,7 @@ class Helper:
         """Tell it that there are no more rows, to stop in order, or at once."""
         self._send_rows()
         self._orders.append(order)
-        if not self._is_ready:
+        if not self._has_begun:
             # It has nothing, and there is nothing that it could be in time for.
             self._is_done = True
             self._kill()
@@ -181,7 +182,7 @@ class Helper:
         self._kill()
 
     def _take(self, report: Report) -> None:
-        self._is_ready = True
+        self._has_begun = self._is_ready = True
         self._is_done = report.is_last
         self.tally = report.tally
         self.query_limit, self.outage = report.query_limit, report.outage

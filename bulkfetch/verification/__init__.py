@@ -15,11 +15,12 @@ from bulkfetch.archive import files
 from bulkfetch.archive.local import PRIVATE, identity_of
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import Manifest
+from bulkfetch.models import ManifestRow
 from bulkfetch.verification.findings import ADVICE, Checked, Finding, Kind, Report, Sample
-from bulkfetch.verification.journals import Journals, reconcile
+from bulkfetch.verification.journals import Journals, LastWord, reconcile
 from bulkfetch.verification.walk import check_images
 
-__all__ = ["ADVICE", "Finding", "Kind", "Report", "is_at_work", "verify"]
+__all__ = ["ADVICE", "Finding", "Kind", "LastWord", "Report", "is_at_work", "verify"]
 
 
 def verify(
@@ -31,6 +32,7 @@ def verify(
     manifest: Manifest | None = None,
     found: Callable[[Finding], None] = lambda _: None,
     looked_at: Callable[[int], object] = lambda _: None,
+    attested: Callable[[ManifestRow, LastWord], None] = lambda _row, _word: None,
 ) -> Report:
     """Re-read an archive, and return what was found; `found` is told of each finding at once.
 
@@ -41,6 +43,7 @@ def verify(
         processes: how many read side by side; more than 1 only where no other thread runs.
         manifest: its rows are reconciled with the journals.
         looked_at: told how many files more were checked.
+        attested: told of each row without an image, and when the API last said so.
 
     Raises:
         ConfigurationError: there is no archive, or the manifest is a bad one.
@@ -72,7 +75,7 @@ def verify(
         check_images(root, identity, sample, processes, told)
         with Journals(root) as journals:
             journals.check(told)
-            reconciled = reconcile(manifest, journals, told) if manifest else None
+            reconciled = reconcile(manifest, journals, told, attested) if manifest else None
     return Report(
         archive=str(root),
         seconds=round(time.monotonic() - began, 3),

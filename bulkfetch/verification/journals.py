@@ -17,7 +17,7 @@ from bulkfetch.archive.local import PRIVATE
 from bulkfetch.errors import DestinationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import PRAGMAS
-from bulkfetch.models import ImageOutcome, PatientState, Summary
+from bulkfetch.models import ImageOutcome, ManifestRow, PatientState, Summary
 from bulkfetch.paths import safe_name
 from bulkfetch.verification.findings import Checked, Kind, Reconciled
 
@@ -168,11 +168,15 @@ class Journals:
 
 
 def reconcile(
-    manifest: Manifest, journals: Journals, told: Callable[[Checked], None]
+    manifest: Manifest,
+    journals: Journals,
+    told: Callable[[Checked], None],
+    attested: Callable[[ManifestRow, LastWord], None],
 ) -> Reconciled:
     """Say what became of each row of a checked manifest, by the journals; the sums balance.
 
-    What failed, was not reached, or was never asked is a finding.
+    What failed, was not reached, or was never asked is a finding; `attested` gets the rows of which
+    the API said that they have no image, and when it said so.
     """
     sums: Counter[str] = Counter()
     for row in manifest.rows():
@@ -184,6 +188,8 @@ def reconcile(
         elif word.state in (PatientState.failed, PatientState.not_reached):
             what = word.state.replace("_", " ")
             checked.find(Kind.unarchived, row.label, f"{what} in run {word.run_id}")
+        elif word.state is PatientState.empty:
+            attested(row, word)
         told(checked)
     return Reconciled(total=sums.total(), **sums)
 
