@@ -208,7 +208,8 @@ def test_a_dead_service_is_asked_again_no_oftener_by_several_processes(
 def test_a_token_that_ends_is_renewed_by_one_process_for_all(
     serve: Serve, manifest: Path, archive: Path, lifetime_s: int, fault: str
 ) -> None:
-    simulator = serve(patients=120, api_latency_s=0.05, token_lifetime_s=lifetime_s)
+    # However fast the machine, it takes longer than a token of a second lives.
+    simulator = serve(patients=120, api_latency_s=0.3, token_lifetime_s=lifetime_s)
     write_manifest(manifest, list(simulator.patient_ids()))
     process = started(simulator, manifest, "--out", archive, "--processes=3")
     wait_for_journals(archive, process)
