@@ -332,9 +332,8 @@ def main() -> None:
     bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1, save=given.save)
     versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}
     print(f"Python {platform.python_version()}, {os.cpu_count()} processors, {platform.platform()}")
-    print(
-        f"server: {'nginx' if find_nginx() else 'a bare one in Python, since nginx is not installed'}"
-    )
+    server = "nginx" if find_nginx() else "a bare one in Python, since nginx is not installed"
+    print(f"server: {server}")
     for name, version in versions.items():
         print(f"{name}: {version}")
     for name in names:
