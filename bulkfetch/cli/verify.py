@@ -101,7 +101,7 @@ def _show(report: Report) -> None:
     say(
         f"{report.sidecars:,} sidecars, {report.files:,} files, {report.hashed:,} of them hashed "
         f"({size_text(report.bytes)}, {rate}/s); runs: {report.runs:,}, "
-        f"of them interrupted: {report.interrupted_runs:,}"
+        f"of them without a summary, since killed or at work: {report.runs_without_summary:,}"
     )
     if report.sample:
         say(f"a sample: --sample {report.sample.percent:g}% --seed {report.sample.seed}")
@@ -111,19 +111,24 @@ def _show(report: Report) -> None:
         say(f"rows of the manifest: {told}")
     if report.ok:
         say("nothing is missing, changed or stray")
+    if not report.manifest:
+        say("whom no run came to, or had no luck with, only --manifest tells")
     for kind, number in report.findings.items():
         say(f"{number:,} {kind}: {ADVICE[kind]}")
 
 
 def _percent(text: str) -> float:
-    percent = float(text.removesuffix("%"))
+    try:
+        percent = float(text.removesuffix("%")) if text.endswith("%") else 0.0
+    except ValueError:
+        percent = 0.0
     if not 0 < percent <= 100:
-        raise argparse.ArgumentTypeError("must be more than 0% and at most 100%")
+        raise argparse.ArgumentTypeError("must be such as 5%: more than 0% and at most 100%")
     return percent
 
 
 def _processes(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.isdecimal() else 0
     if not 1 <= number <= 256:
         raise argparse.ArgumentTypeError("must be from 1 to 256")
     return number

@@ -5,6 +5,7 @@ Nothing is written, and no network is used.
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections import Counter
@@ -16,11 +17,22 @@ from bulkfetch.archive.local import PRIVATE, identity_of
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
-from bulkfetch.verification.findings import ADVICE, Checked, Finding, Kind, Report, Sample
+from bulkfetch.verification.findings import (
+    ADVICE,
+    AGAINST_AN_IMAGE,
+    Checked,
+    Finding,
+    Kind,
+    Report,
+    Sample,
+)
 from bulkfetch.verification.journals import Journals, LastWord, reconcile
 from bulkfetch.verification.walk import check_images
 
 __all__ = ["ADVICE", "Finding", "Kind", "LastWord", "Report", "is_at_work", "verify"]
+
+# What is the same in the names of an image's files.
+_IMAGE = re.compile(r".*\.v[0-9]+(?=\.)", re.DOTALL)
 
 
 def verify(
@@ -63,17 +75,20 @@ def verify(
             sample = Sample(percent=percent, seed=seed or secrets.token_hex(4))
         sums = Checked()
         kinds: Counter[Kind] = Counter()
+        damaged: set[str] = set()
 
         def told(checked: Checked) -> None:
             for finding in checked.findings:
                 kinds[finding.kind] += 1
+                if finding.kind in AGAINST_AN_IMAGE and (image := _IMAGE.match(finding.path)):
+                    damaged.add(image[0])
                 found(finding)
             looked_at(checked.files)
             sums.add(checked)
             checked.findings.clear()
 
         check_images(root, identity, sample, processes, told)
-        with Journals(root) as journals:
+        with Journals(root, damaged) as journals:
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
     return Report(
@@ -85,7 +100,7 @@ def verify(
         bytes=sums.bytes,
         sample=sample,
         runs=journals.runs,
-        interrupted_runs=journals.interrupted,
+        runs_without_summary=journals.without_summary,
         manifest=reconciled,
         findings=dict(sorted(kinds.items())),
         ok=not kinds,

@@ -31,7 +31,8 @@ class Kind(StrEnum):
 _AGAIN = "run download again: it moves what is left to quarantine and fetches the image anew"
 ADVICE = {
     Kind.missing: _AGAIN,
-    Kind.changed: "run download --force: it moves both to quarantine and fetches the image anew",
+    Kind.changed: "run download again, with --force where the size is the same: it moves both to "
+    "quarantine and fetches the image anew",
     Kind.torn: _AGAIN,
     Kind.schema: "verify with the version of bulkfetch that wrote it",
     Kind.inconsistent: "see who changed it; restore it from a copy of the archive",
@@ -43,8 +44,12 @@ ADVICE = {
     Kind.unreadable: "get access to it, or see to the disk",
     Kind.lost: "restore it from a copy, or run download again, and find out who removed it",
     Kind.journal: "restore it from a copy; the images are judged by their sidecars",
-    Kind.unarchived: "run download on it",
+    Kind.unarchived: "run download with the same manifest again",
 }
+
+
+# What speaks against an image that was archived.
+AGAINST_AN_IMAGE = frozenset(Kind) - {Kind.stray, Kind.part, Kind.journal, Kind.unarchived}
 
 
 class Finding(NamedTuple):
@@ -88,10 +93,15 @@ class Sample(BaseModel):
 
 
 class Reconciled(BaseModel):
-    """A manifest's rows by what the journals last said of each; `total` is the sum of the rest."""
+    """A manifest's rows by what the journals last said of each; `total` is the sum of the rest.
+
+    `damaged` are those that were complete, and of whose images a finding speaks now; `never_asked`
+    those that no run came to.
+    """
 
     total: int = 0
     complete: int = 0
+    damaged: int = 0
     empty: int = 0
     failed: int = 0
     not_reached: int = 0
@@ -112,7 +122,7 @@ class Report(BaseModel):
     bytes: int
     sample: Sample | None
     runs: int
-    interrupted_runs: int
+    runs_without_summary: int
     manifest: Reconciled | None
     findings: dict[Kind, int]
     ok: bool

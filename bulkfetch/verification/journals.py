@@ -35,6 +35,8 @@ class _PatientEvent(BaseModel):
 
 class _ImageEvent(BaseModel):
     event: Literal["image"]
+    patient_id: str | None = None
+    coverage_id: str | None = None
     image_id: str
     version: int
     directory: str
@@ -76,13 +78,15 @@ class Journals:
 
     Attributes:
         runs: how many there are.
-        interrupted: how many of them have no summary.
+        without_summary: how many of them were killed, or are at work.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, damaged: set[str]) -> None:
+        """`damaged` are the images that findings speak of: paths without their endings."""
         self._root = root
+        self._damaged = damaged
         self.runs = 0
-        self.interrupted = 0
+        self.without_summary = 0
         with _on_disk():
             self._db = sqlite3.connect("")
             for pragma in PRAGMAS:
@@ -90,6 +94,7 @@ class Journals:
             self._db.execute(
                 "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT)"
             )
+            self._db.execute("CREATE TABLE damaged (asked TEXT PRIMARY KEY)")
 
     def __enter__(self) -> Self:
         return self
@@ -115,6 +120,14 @@ class Journals:
             ).fetchone()
         return LastWord(PatientState(found[0]), found[1], found[2]) if found else None
 
+    def is_damaged(self, patient_id: str | None, coverage_id: str | None) -> bool:
+        """Tell whether a finding speaks of an image that a row with these IDs brought."""
+        with _on_disk():
+            found = self._db.execute(
+                "SELECT 1 FROM damaged WHERE asked = ?", (_key(patient_id, coverage_id),)
+            )
+            return found.fetchone() is not None
+
     def _check_run(self, run: Path, checked: Checked) -> None:
         summary = self._summary(run, checked)
         states: Counter[str] = Counter()
@@ -130,7 +143,7 @@ class Journals:
             except OSError as error:
                 checked.find(Kind.unreadable, name, error.strerror or "it cannot be read")
         if summary is None:
-            self.interrupted += 1
+            self.without_summary += 1
             return
         said = summary.patients.model_dump()
         for state in (PatientState.complete, PatientState.empty, PatientState.failed):
@@ -151,9 +164,16 @@ class Journals:
                     (asked, event.state, event.at, run_id),
                 )
         elif isinstance(event, _ImageEvent) and event.outcome in _ARCHIVED:
-            name = f"{event.directory}/{safe_name(event.image_id)}.v{event.version}.json"
-            if not os.path.lexists(self._root / name):
-                checked.find(Kind.lost, name, f"run {run_id} says that it was archived")
+            image = f"{event.directory}/{safe_name(event.image_id)}.v{event.version}"
+            if image not in self._damaged and not os.path.lexists(self._root / f"{image}.json"):
+                self._damaged.add(image)
+                checked.find(Kind.lost, f"{image}.json", f"run {run_id} says that it was archived")
+            if image in self._damaged:
+                with _on_disk():
+                    self._db.execute(
+                        "INSERT OR IGNORE INTO damaged VALUES (?)",
+                        (_key(event.patient_id, event.coverage_id),),
+                    )
 
     def _summary(self, run: Path, checked: Checked) -> Summary | None:
         path = run / "summary.json"
@@ -182,7 +202,10 @@ def reconcile(
     for row in manifest.rows():
         checked = Checked()
         word = journals.last_word(row.patient_id, row.coverage_id)
-        sums[word.state if word else "never_asked"] += 1
+        state = str(word.state) if word else "never_asked"
+        if word and word.state is PatientState.complete:
+            state = "damaged" if journals.is_damaged(row.patient_id, row.coverage_id) else state
+        sums[state] += 1
         if word is None:
             checked.find(Kind.unarchived, row.label, "it was never asked for")
         elif word.state in (PatientState.failed, PatientState.not_reached):
