@@ -406,7 +406,7 @@ def test_a_row_whose_image_is_damaged_is_not_complete(
 
 
 def test_an_interrupted_run_is_said_and_is_no_damage(serve: Serve, tmp_path: Path) -> None:
-    simulator = serve(patients=200, storage_latency_s=0.1)
+    simulator = serve(patients=60, faults=(parse_fault("storage:stall=60@50%x1"),))
     manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
     archive = tmp_path / "archive"
     process = start_bulkfetch(["download", manifest, "--out", archive], credentials(simulator))
@@ -421,6 +421,7 @@ def test_an_interrupted_run_is_said_and_is_no_damage(serve: Serve, tmp_path: Pat
     result = bulkfetch("verify", archive, "--json")
     report = json.loads(result.out.splitlines()[-1])["report"]
     assert report["runs_without_summary"] == 1
+    simulator.faults.clear()
     # Half-made files may lie about, and images whose sidecar was not written yet.
     assert set(report["findings"]) <= {"part", "stray"}
     assert download(simulator, manifest, archive).status == 0

@@ -79,6 +79,12 @@ class Hold:
         self.dead = {}
 
 
+def is_held(private: Path) -> bool:
+    """Tell whether a run is at work in an archive, as far as can be seen without its locks."""
+    holders = (_read_holder(private, owner) for owner in _owners(private, "holder"))
+    return any(who is not None and not who.has_died() for who in holders)
+
+
 @contextmanager
 def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
     """Hold an archive, or one shard's share of it, until the context ends.

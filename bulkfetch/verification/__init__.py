@@ -14,6 +14,7 @@ from pathlib import Path
 
 from bulkfetch.archive import files
 from bulkfetch.archive.local import PRIVATE, identity_of
+from bulkfetch.archive.lock import is_held
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
@@ -109,11 +110,4 @@ def verify(
 
 def is_at_work(out: str) -> bool:
     """Tell whether a run holds the archive now."""
-    for path in (Path(out) / PRIVATE).glob("lock*"):
-        try:
-            with path.open("rb") as file:
-                if not files.lock(file.fileno()):
-                    return True
-        except OSError:
-            continue
-    return False
+    return is_held(Path(out) / PRIVATE)
