@@ -74,7 +74,9 @@ class BulkfetchError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copied and sent to another process as it is, and not made anew from its message."""
-        return copyreg.__newobj__, (self.__class__, *self.args), self.__dict__  # type: ignore[attr-defined]
+        # What pickle itself calls; the library's stubs leave it out.
+        new = copyreg.__newobj__  # type: ignore[attr-defined]
+        return new, (self.__class__, *self.args), self.__dict__
 
 
 class ConfigurationError(BulkfetchError):

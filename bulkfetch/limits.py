@@ -20,6 +20,13 @@ _PATIENTS_PER_PROCESS = 200
 log = logging.getLogger(__name__)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def processes_for(settings: Settings, patients: int) -> int:
     """Return how many processes a run is to have: as told, or what machine and manifest are worth.
 
@@ -27,8 +34,7 @@ def processes_for(settings: Settings, patients: int) -> int:
     """
     wanted = settings.processes
     if wanted is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        wanted = min(cores or 1, _PROCESSES_BY_DEFAULT, patients // _PATIENTS_PER_PROCESS)
+        wanted = min(usable_cores(), _PROCESSES_BY_DEFAULT, patients // _PATIENTS_PER_PROCESS)
     most = 1 if settings.dry_run else min(settings.query_concurrency, settings.download_concurrency)
     return max(1, min(wanted, most))
 

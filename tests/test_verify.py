@@ -97,7 +97,8 @@ def state(archive: Path) -> dict[Path, tuple[int, int]]:
 
 def test_a_sound_archive_has_no_finding_and_is_left_as_it_is(made: Made) -> None:
     before = state(made.archive)
-    result = bulkfetch("verify", made.archive, "--manifest", made.manifest, "--json")
+    form = ("--manifest-format", "csv")
+    result = bulkfetch("verify", made.archive, "--manifest", made.manifest, *form, "--json")
     assert result.status == 0, result.err
     *empty, last = map(json.loads, result.out.splitlines())
     report = last["report"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say
+from bulkfetch.limits import usable_cores
 from bulkfetch.logs import plain
 from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.models import ManifestRow
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
         help=f"where the ending does not tell: {', '.join(ManifestFormat)}",
     )  # fmt: skip
     parser.add_argument(
-        "--processes", type=_processes, default=_cores(), metavar="N",
+        "--processes", type=_processes, default=usable_cores(), metavar="N",
         help="that read side by side; by default as many as there are cores",
     )  # fmt: skip
     parser.add_argument(
@@ -132,7 +132,3 @@ def _processes(text: str) -> int:
     if not 1 <= number <= 256:
         raise argparse.ArgumentTypeError("must be from 1 to 256")
     return number
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -33,6 +33,20 @@ WHERE line > first ORDER BY line
 """
 
 
+def private_database(*, any_thread: bool = False) -> sqlite3.Connection:
+    """Return an empty database in the temporary directory, unlinked as soon as it is opened.
+
+    `any_thread` may use it, one after the other; else only the one that opened it.
+
+    Raises:
+        sqlite3.Error: the temporary directory is full or cannot be written.
+    """
+    database = sqlite3.connect("", check_same_thread=not any_thread)
+    for pragma in PRAGMAS:
+        database.execute(f"PRAGMA {pragma}")
+    return database
+
+
 class Index:
     """A private SQLite database in the temporary directory, unlinked as soon as it is opened.
 
@@ -42,10 +56,8 @@ class Index:
 
     def __init__(self) -> None:
         # The passes may run in different threads, one after the other.
-        self._db = sqlite3.connect("", check_same_thread=False)
         with _on_disk():
-            for pragma in PRAGMAS:
-                self._db.execute(f"PRAGMA {pragma}")
+            self._db = private_database(any_thread=True)
             self._db.executescript(TABLES)
 
     def fill(self, keys: Iterable[tuple[int, str | None, str | None]]) -> int:

@@ -172,7 +172,7 @@ class _Helper:
         self._ended, self._failures = [], []
         return report
 
-    async def _borrow(self, refused: str | None, accepted: bool) -> Token:  # noqa: FBT001
+    async def _borrow(self, refused: str | None, accepted: bool) -> Token:  # noqa: FBT001  as it is called
         self._lent = asyncio.get_running_loop().create_future()
         self._channel.send(Borrow(refused, accepted))
         try:

@@ -32,6 +32,11 @@ _LOOK_EVERY_S = 1.0
 log = logging.getLogger(__name__)
 
 
+def seats_of(settings: Settings) -> int:
+    """Return how many patients a process with these bounds may have in hand."""
+    return settings.query_concurrency + settings.download_concurrency
+
+
 class Services:
     """The API and the storage, as one process of a run talks to them."""
 
@@ -86,9 +91,6 @@ class Patients:
     """Patients in hand, each from its query to its end; a context, left when all have ended.
 
     `ended` is told how each patient failed, or None; `fail` what ends the run.
-
-    Attributes:
-        seats: how many patients may be in hand.
     """
 
     def __init__(
@@ -111,7 +113,7 @@ class Patients:
         self._fail = fail
         self._grace_s = grace_s
         self._downloads = asyncio.Semaphore(settings.download_concurrency)
-        self.seats = settings.query_concurrency + settings.download_concurrency
+        self._seats = seats_of(settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group = asyncio.TaskGroup()
         self._watch: asyncio.Task[None]
@@ -146,7 +148,7 @@ class Patients:
     @property
     def free(self) -> int:
         """How many more patients may be begun."""
-        return self.seats - len(self._tasks)
+        return self._seats - len(self._tasks)
 
     @property
     def has_room(self) -> bool:

@@ -23,6 +23,7 @@ from bulkfetch.archive import files
 from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, Tally
 from bulkfetch.models import ImageOutcome, ManifestRow
+from bulkfetch.pipeline.patients import seats_of
 from bulkfetch.pipeline.wire import (
     Borrow,
     Channel,
@@ -76,7 +77,7 @@ class Helper:
         self.tally = Tally()
         self.query_limit = start.settings.query_concurrency
         self.outage: str | None = None
-        self._seats = start.settings.query_concurrency + start.settings.download_concurrency
+        self._seats = seats_of(start.settings)
         self._in_hand: dict[int, ManifestRow] = {}
         self._to_send: list[ManifestRow] = []
         self._orders: list[Order] = []

@@ -92,6 +92,7 @@ class Run:
         self._recorder = Recorder(self._tally, None)
         self._here: Patients
         self._helpers: list[Helper] = []
+        self._crew: list[Patients | Helper]
         # What a helper that died had not begun.
         self._returned: list[ManifestRow] = []
 
@@ -150,6 +151,7 @@ class Run:
                 )
                 if shared is not None:
                     self._helpers = self._helpers_for(archive, identity, shared, tokens)
+                self._crew = [self._here, *self._helpers]
                 try:
                     self._recorder.event(
                         "run_started", run_id=self.run_id, bulkfetch_version=__version__
@@ -261,8 +263,7 @@ class Run:
     async def _deal(self, row: ManifestRow) -> bool:
         """Give a row to who can begin with it soonest, or return False when the run is to stop."""
         while not self._stopping:
-            crew: list[Patients | Helper] = [self._here, *self._helpers]
-            if (least_busy := max(crew, key=lambda one: (one.has_room, one.free))).has_room:
+            if (least_busy := max(self._crew, key=lambda one: (one.has_room, one.free))).has_room:
                 least_busy.begin(row)
                 return True
             self._has_room.clear()

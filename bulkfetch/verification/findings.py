@@ -84,7 +84,7 @@ class Checked:
 
 
 class Sample(BaseModel):
-    """Which files are hashed: those whose name and `seed` make a number below `share`."""
+    """Which files are hashed: those whose name and `seed` make a number below `percent`."""
 
     model_config = ConfigDict(frozen=True)
 

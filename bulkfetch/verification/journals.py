@@ -16,7 +16,7 @@ from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
 from bulkfetch.archive.local import PRIVATE
 from bulkfetch.errors import DestinationError
 from bulkfetch.manifest import Manifest
-from bulkfetch.manifest.index import PRAGMAS
+from bulkfetch.manifest.index import private_database
 from bulkfetch.models import ImageOutcome, ManifestRow, PatientState, Summary
 from bulkfetch.paths import safe_name
 from bulkfetch.verification.findings import Checked, Kind, Reconciled
@@ -88,9 +88,7 @@ class Journals:
         self.runs = 0
         self.without_summary = 0
         with _on_disk():
-            self._db = sqlite3.connect("")
-            for pragma in PRAGMAS:
-                self._db.execute(f"PRAGMA {pragma}")
+            self._db = private_database()
             self._db.execute(
                 "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT)"
             )

@@ -14,7 +14,7 @@ from bulkfetch.archive import Identity, files
 from bulkfetch.archive.local import parse_sidecar
 from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
 from bulkfetch.models import ImageRecord, ManifestRow, Sidecar
-from bulkfetch.plan import place_of
+from bulkfetch.plan import Place, place_of
 from bulkfetch.verification.findings import Checked, Kind, Sample
 
 _SIDECAR = re.compile(r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[0-9]+))?\.json", re.DOTALL)
@@ -101,7 +101,8 @@ class _Leaf:
         return file.path
 
     def _read(self, stem: str, revision: int) -> Sidecar | None:
-        name = f"{stem}.json" if revision == 1 else f"{stem}.r{revision}.json"
+        here = Place(self._path, stem)
+        name = here.sidecar(revision)
         try:
             state = parse_sidecar(files.read(name, self._directory))
             record = ImageRecord.model_validate(state.record)
@@ -117,7 +118,7 @@ class _Leaf:
         asked = state.requested
         row = ManifestRow(line=0, patient_id=asked.patient_id, coverage_id=asked.coverage_id)
         place = place_of(record, row, self._identity.path_template)
-        if (place.directory, place.stem) != (self._path, stem):
+        if place != here:
             self._find(Kind.misplaced, name, f"it belongs to {place.directory}/{place.stem}")
         if (state.image_id, state.version) != (record.id, record.version):
             self._find(Kind.inconsistent, name, "its record is of another image or version")
