@@ -125,7 +125,7 @@ def bulkfetch(
 ) -> Result:
     """Run the real command as a process, and return what it did."""
     with start_bulkfetch(arguments, environment or {}, cwd, within) as process:
-        out, err = process.communicate(stdin, timeout=60)
+        out, err = process.communicate(stdin, timeout=120)
     return Result(process.returncode, out.decode(), err.decode())
 
 

@@ -226,7 +226,7 @@ def test_the_kernel_is_asked_in_the_same_order(root: Path, tmp_path: Path, data:
     calls = "trace=fsync,fdatasync,rename,renameat,renameat2,write"
     tracing = ["strace", "-f", "-y", "-qq", "-s", "0", "-e", calls, "-o", str(trace)]
     with child(root, f"await put(archive, {data})", *tracing) as process:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert traced(trace.read_text(encoding="utf-8"), root.resolve()) == PUBLISHED
 
@@ -443,7 +443,7 @@ def test_a_full_disk_is_a_destination_error_and_leaves_whole_pairs(
     within = with_mounts_of_its_own(mounted)
     reserved = f"from bulkfetch.archive import files\nfiles.RESERVE_BYTES = {reserve}\n"
     with child(root, reserved + FILLED.replace("DATA", data), *within) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert words in out
 

@@ -460,7 +460,7 @@ def test_a_manifest_that_changes_during_the_run_ends_it_with_status_2(
             time.sleep(0.02)
         with manifest.open("a") as file:
             file.write("one-more\n")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert b"changed" in err
     assert b"Traceback" not in err

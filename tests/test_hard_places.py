@@ -101,7 +101,7 @@ def test_few_open_files_are_said_and_done_with(
 
 def started(simulator: Simulator, manifest: Path, archive: Path) -> subprocess.Popen[bytes]:
     process = start_bulkfetch(["download", manifest, "--out", archive], credentials(simulator))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not list(archive.glob("*/*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -267,7 +267,7 @@ def test_a_killed_run_leaves_what_the_next_one_finishes(
             ["download", manifest, "--out", archive, "--download-concurrency=4"],
             credentials(simulator),
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while len(list(archive.glob("[!.]*/*.json"))) < before + 20:
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -211,7 +211,7 @@ def kill_with_a_part(simulator: Simulator, manifest: Path, archive: Path) -> int
     with start_bulkfetch(
         ["download", manifest, "--out", archive], credentials(simulator)
     ) as process:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         size = last = 0
         while size < SMALLEST or size != last:
             assert process.poll() is None

@@ -411,7 +411,7 @@ def test_an_interrupted_run_is_said_and_is_no_damage(serve: Serve, tmp_path: Pat
     manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
     archive = tmp_path / "archive"
     process = start_bulkfetch(["download", manifest, "--out", archive], credentials(simulator))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while len(list(archive.glob(".bulkfetch/runs/*/journal.jsonl"))) < 1:
         assert time.monotonic() < deadline
         time.sleep(0.05)

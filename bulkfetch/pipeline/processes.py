@@ -229,7 +229,9 @@ class Helper:
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
             with suppress(ProcessLookupError):
-                self._process.kill()
+                # `Process.kill` of Python before 3.13 may take the exit status from whoever waits
+                # for it (https://github.com/python/cpython/issues/87744).
+                os.kill(self._process.pid, signal.SIGKILL)
 
 
 def share_of(settings: Settings, number: int, processes: int) -> Settings:
