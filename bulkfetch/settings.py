@@ -184,15 +184,18 @@ HostNames = Annotated[
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
 Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
-_API = "where the images come from"
-_SPEED = "speed and patience"
-_CHOICE = "which images"
-_CARE = "safety"
 _RUN = "the run"
+_API = "where the images come from"
+_CHOICE = "which images"
+_SPEED = "speed and patience"
+_CARE = "safety"
+OUTPUT = "what is shown"
+GROUPS = (_RUN, _API, _CHOICE, _SPEED, _CARE, OUTPUT)
+"""The headings of `--help`, in their order."""
 
 
-class Settings(BaseSettings):
-    """All that a run can be told, each with its bounds.
+class Connection(BaseSettings):
+    """Where the API is, how to sign in, and how patient to be with it.
 
     Keyword arguments win over `BULKFETCH_*` environment variables, which win over the TOML file
     named by `config`, which wins over the defaults.
@@ -212,43 +215,9 @@ class Settings(BaseSettings):
         populate_by_name=True,
     )
 
-    out: Annotated[
-        str, BeforeValidator(_path_text), Field(min_length=1), Option(_RUN, "DEST", "-o")
-    ] = Field(
-        description="the archive: a directory, made if it is not there",
-    )
     config: Annotated[Path | None, Option(_RUN, "FILE")] = Field(
         default=None, description="a TOML file with these options as keys"
     )
-    manifest_format: Annotated[ManifestFormat | None, Option(_RUN, "FORM")] = Field(
-        default=None,
-        description=f"where the ending does not tell: {', '.join(ManifestFormat)}",
-    )
-    path_template: Annotated[PathTemplate, Option(_RUN, "TEMPLATE")] = Field(
-        default=DEFAULT_TEMPLATE,
-        description="where in the archive an image lies: directories with "
-        f"{', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)}, and the name as it is",
-    )
-    shard: Annotated[Shard | None, NoDecode, BeforeValidator(_shard), Option(_RUN, "I/N")] = Field(
-        default=None,
-        description="only the I-th of N shares of the manifest; all N may run side by side",
-    )
-    dry_run: Annotated[bool, Option(_RUN)] = Field(
-        default=False, description="ask the API and say what would be fetched; write nothing"
-    )
-    allow_empty: Annotated[bool, Option(_RUN)] = Field(
-        default=False, description="a manifest without rows is a quiet night, not an error"
-    )
-    force: Annotated[bool, Option(_RUN)] = Field(
-        default=False, description="re-hash what is in the archive, and fetch anew what is damaged"
-    )
-    fail_fast: Annotated[bool, Option(_RUN)] = Field(
-        default=False, description="stop at the first failure"
-    )
-    max_failures: Annotated[int | None, Field(ge=1), Option(_RUN, "N")] = Field(
-        default=None, description="stop once N patients have failed"
-    )
-
     environment: Annotated[Environment, Option(_API, "NAME")] = Field(
         default=Environment.production,
         description=f"the vendor's deployment: {', '.join(Environment)}",
@@ -264,34 +233,8 @@ class Settings(BaseSettings):
         default=(),
         description="a host that signed URLs may name, besides Google Cloud Storage's; repeatable",
     )
-    include_coverages: Annotated[bool, Option(_API)] = Field(
-        default=False, description="ask for each patient's coverages and their images too"
-    )
-
-    side: Annotated[Words, Option(_CHOICE, "SIDE")] = Field(
-        default=(), description="only this side of the card: FRONT or BACK; repeatable"
-    )
-    file_type: Annotated[Words, Option(_CHOICE, "TYPE")] = Field(
-        default=(),
-        description="only this declared type, such as image/jpeg or 'image/*'; repeatable",
-    )
-    status: Annotated[Words, Option(_CHOICE, "STATUS")] = Field(
-        default=(), description="only this status: UPLOADED, PENDING or FAILED; repeatable"
-    )
-    updated_since: Annotated[Moment | None, Option(_CHOICE, "TIME")] = Field(
-        default=None, description="only images updated at or after this ISO 8601 time (UTC)"
-    )
-
     query_concurrency: Annotated[int, Field(ge=1, le=1024), Option(_SPEED, "N")] = Field(
         default=16, description="API requests at once"
-    )
-    download_concurrency: Annotated[int, Field(ge=1, le=1024), Option(_SPEED, "N")] = Field(
-        default=32, description="files at once"
-    )
-    processes: Annotated[int | None, Field(ge=1, le=64), Option(_SPEED, "N")] = Field(
-        default=None,
-        description="processes that share the work and its bounds; by default as many as cores "
-        "and patients are worth",
     )
     rate_limit: Annotated[
         float | None, Field(gt=0, le=100_000, allow_inf_nan=False), Option(_SPEED, "R")
@@ -302,25 +245,13 @@ class Settings(BaseSettings):
     timeout: Annotated[
         float, Field(gt=0, le=3600, allow_inf_nan=False), Option(_SPEED, "SECONDS")
     ] = Field(default=60.0, description="for connecting and for each read, not for the whole body")
-
     max_outage: Annotated[
         float, Field(ge=0, le=86_400, allow_inf_nan=False), Option(_SPEED, "SECONDS")
     ] = Field(
         default=300.0, description="how long to wait for an API or a storage that stopped working"
     )
-
     ca_file: Annotated[Path | None, Option(_CARE, "FILE")] = Field(
         default=None, description="certificate authorities (PEM) to trust, instead of the system's"
-    )
-    strict_type: Annotated[bool, Option(_CARE)] = Field(
-        default=False, description="fail an image whose bytes are of another type than declared"
-    )
-    max_file_size: Annotated[ByteSize | None, Field(ge=1), Option(_CARE, "SIZE")] = Field(
-        default=None, description="fail a file that is larger, such as 50MB"
-    )
-    no_fsync: Annotated[bool, Option(_CARE)] = Field(
-        default=False,
-        description="do not wait for the disk: faster, but a power cut may cost what was fetched",
     )
 
     client_id: str | None = Field(default=None, min_length=1)
@@ -397,6 +328,78 @@ class Settings(BaseSettings):
         )
 
 
+class Settings(Connection):
+    """All that a run can be told, each with its bounds: given and refused as a `Connection`."""
+
+    out: Annotated[
+        str, BeforeValidator(_path_text), Field(min_length=1), Option(_RUN, "DEST", "-o")
+    ] = Field(
+        description="the archive: a directory, made if it is not there",
+    )
+    manifest_format: Annotated[ManifestFormat | None, Option(_RUN, "FORM")] = Field(
+        default=None,
+        description=f"where the ending does not tell: {', '.join(ManifestFormat)}",
+    )
+    path_template: Annotated[PathTemplate, Option(_RUN, "TEMPLATE")] = Field(
+        default=DEFAULT_TEMPLATE,
+        description="where in the archive an image lies: directories with "
+        f"{', '.join(f'{{{name}}}' for name in TEMPLATE_FIELDS)}, and the name as it is",
+    )
+    shard: Annotated[Shard | None, NoDecode, BeforeValidator(_shard), Option(_RUN, "I/N")] = Field(
+        default=None,
+        description="only the I-th of N shares of the manifest; all N may run side by side",
+    )
+    dry_run: Annotated[bool, Option(_RUN)] = Field(
+        default=False, description="ask the API and say what would be fetched; write nothing"
+    )
+    allow_empty: Annotated[bool, Option(_RUN)] = Field(
+        default=False, description="a manifest without rows is a quiet night, not an error"
+    )
+    force: Annotated[bool, Option(_RUN)] = Field(
+        default=False, description="re-hash what is in the archive, and fetch anew what is damaged"
+    )
+    fail_fast: Annotated[bool, Option(_RUN)] = Field(
+        default=False, description="stop at the first failure"
+    )
+    max_failures: Annotated[int | None, Field(ge=1), Option(_RUN, "N")] = Field(
+        default=None, description="stop once N patients have failed"
+    )
+    include_coverages: Annotated[bool, Option(_API)] = Field(
+        default=False, description="ask for each patient's coverages and their images too"
+    )
+    side: Annotated[Words, Option(_CHOICE, "SIDE")] = Field(
+        default=(), description="only this side of the card: FRONT or BACK; repeatable"
+    )
+    file_type: Annotated[Words, Option(_CHOICE, "TYPE")] = Field(
+        default=(),
+        description="only this declared type, such as image/jpeg or 'image/*'; repeatable",
+    )
+    status: Annotated[Words, Option(_CHOICE, "STATUS")] = Field(
+        default=(), description="only this status: UPLOADED, PENDING or FAILED; repeatable"
+    )
+    updated_since: Annotated[Moment | None, Option(_CHOICE, "TIME")] = Field(
+        default=None, description="only images updated at or after this ISO 8601 time (UTC)"
+    )
+    download_concurrency: Annotated[int, Field(ge=1, le=1024), Option(_SPEED, "N")] = Field(
+        default=32, description="files at once"
+    )
+    processes: Annotated[int | None, Field(ge=1, le=64), Option(_SPEED, "N")] = Field(
+        default=None,
+        description="processes that share the work and its bounds; by default as many as cores "
+        "and patients are worth",
+    )
+    strict_type: Annotated[bool, Option(_CARE)] = Field(
+        default=False, description="fail an image whose bytes are of another type than declared"
+    )
+    max_file_size: Annotated[ByteSize | None, Field(ge=1), Option(_CARE, "SIZE")] = Field(
+        default=None, description="fail a file that is larger, such as 50MB"
+    )
+    no_fsync: Annotated[bool, Option(_CARE)] = Field(
+        default=False,
+        description="do not wait for the disk: faster, but a power cut may cost what was fetched",
+    )
+
+
 _SECRETS = ("token", "client_secret")
 
 S = TypeVar("S", bound=BaseSettings)
@@ -415,15 +418,12 @@ def load(settings_type: type[S], given: Mapping[str, Any]) -> S:
     raise ConfigurationError("\n".join(problems))
 
 
-def unknown_variables(settings_type: type[BaseSettings]) -> list[str]:
+def unknown_variables() -> list[str]:
     """Say which `BULKFETCH_*` variables are no options, each with the likeliest one meant.
 
     They are no error: other programs name variables for a service called bulkfetch.
     """
-    known = {
-        f"{ENV_PREFIX}{(field.alias or name).upper()}"
-        for name, field in settings_type.model_fields.items()
-    }
+    known = {f"{ENV_PREFIX}{key.upper()}" for key in _every_key(Connection)}
     unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX))
     said = []
     for name in unknown:
@@ -473,12 +473,21 @@ def _read_toml(settings_type: type[BaseSettings], path: Path) -> dict[str, Any]:
                 f"move it to the environment as {ENV_PREFIX}{key.upper()} or to a file of its own, "
                 f"named by {ENV_PREFIX}{key.upper()}_FILE, and change it, since it was written down"
             )
-    known = {field.alias or name for name, field in settings_type.model_fields.items()}
-    if unknown := sorted(set(values) - known):
+    if unknown := sorted(set(values) - _every_key(Connection)):
         raise ConfigurationError(
             f"the configuration file {path} has keys that are no options: {', '.join(unknown)}"
         )
-    return values
+    # One file may serve several commands: what another one has is not this one's.
+    return {key: value for key, value in values.items() if key in _keys(settings_type)}
+
+
+def _keys(settings_type: type[BaseSettings]) -> set[str]:
+    return {field.alias or name for name, field in settings_type.model_fields.items()}
+
+
+def _every_key(settings_type: type[BaseSettings]) -> set[str]:
+    """Return the options of these settings, and of all that add to them."""
+    return _keys(settings_type).union(*map(_every_key, settings_type.__subclasses__()))
 
 
 def _read_secret(path: Path, variable: str) -> SecretStr:

@@ -32,7 +32,7 @@ from bulkfetch.errors import (
     TimedOutError,
 )
 from bulkfetch.retry import retry_after_s
-from bulkfetch.settings import GOOGLE_STORAGE_HOSTS, Settings, is_loopback
+from bulkfetch.settings import GOOGLE_STORAGE_HOSTS, Connection, is_loopback
 from bulkfetch.slots import AdaptiveSlots
 
 # A list of some hundred image records is under a megabyte; a body beyond this is no such list.
@@ -122,7 +122,7 @@ class Answer:
 
 @asynccontextmanager
 async def connect(
-    settings: Settings, *, clock: Callable[[], float] = time.time
+    settings: Connection, *, clock: Callable[[], float] = time.time
 ) -> AsyncIterator[Transport]:
     """Open the HTTP session of a run, and close it at the end.
 
@@ -157,7 +157,7 @@ class Transport:
     """
 
     def __init__(
-        self, session: aiohttp.ClientSession, settings: Settings, clock: Callable[[], float]
+        self, session: aiohttp.ClientSession, settings: Connection, clock: Callable[[], float]
     ) -> None:
         self._session = session
         self._clock = clock

@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
         _check_alone(namespace)
         return error.exit_status
     logs.configure(settings.log_level, settings.log_format)
-    for mistake in unknown_variables(DownloadSettings):
+    for mistake in unknown_variables():
         log.warning("%s", mistake)
     with Manifest(
         namespace.manifest,
@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if isinstance(summary, int):
         return summary
     running.show(summary, settings.out, may_go_on=job.fatal is None)
-    if settings.summary_as_json:
+    if settings.as_json:
         print(summary.model_dump_json())
     if job.fatal is not None:
         raise job.fatal

@@ -11,38 +11,45 @@ from pydantic.fields import FieldInfo
 
 from bulkfetch.logs import LogFormat, LogLevel
 from bulkfetch.progress import ProgressStyle
-from bulkfetch.settings import ENV_PREFIX, Option, Settings
-
-_OUTPUT = "what is shown"
+from bulkfetch.settings import ENV_PREFIX, GROUPS, OUTPUT, Connection, Option, Settings
 
 
-class DownloadSettings(Settings):
-    """The options of `download`: those of a run, and how it looks."""
+class ShownConnection(Connection):
+    """The options of a command that talks to the API, and how it looks."""
 
-    progress: Annotated[ProgressStyle, Option(_OUTPUT, "STYLE")] = Field(
+    progress: Annotated[ProgressStyle, Option(OUTPUT, "STYLE")] = Field(
         default=ProgressStyle.auto,
         description=f"on standard error: {', '.join(ProgressStyle)}",
     )
-    log_level: Annotated[LogLevel, Option(_OUTPUT, "LEVEL")] = Field(
+    log_level: Annotated[LogLevel, Option(OUTPUT, "LEVEL")] = Field(
         default=LogLevel.warning, description=f"say this and worse: {', '.join(LogLevel)}"
     )
-    log_format: Annotated[LogFormat, Option(_OUTPUT, "FORM")] = Field(
+    log_format: Annotated[LogFormat, Option(OUTPUT, "FORM")] = Field(
         default=LogFormat.text, description=f"of log lines: {', '.join(LogFormat)}"
     )
-    summary_as_json: Annotated[bool, Option(_OUTPUT)] = Field(
-        default=False, alias="json", description="the run's summary on standard output"
+    as_json: Annotated[bool, Option(OUTPUT)] = Field(
+        default=False, alias="json", description="the answer for a program, on standard output"
     )
 
 
-def add_options(parser: argparse.ArgumentParser, settings_type: type[Settings]) -> None:
+class DownloadSettings(ShownConnection, Settings):
+    """The options of `download`."""
+
+
+def add_options(parser: argparse.ArgumentParser, settings_type: type[Connection]) -> None:
     """Add an option for each field that is one; only those given end up in the namespace."""
-    groups: dict[str, Any] = {}
-    for name, field in settings_type.model_fields.items():
-        option = next((data for data in field.metadata if isinstance(data, Option)), None)
-        if option is None:
-            continue
-        if option.group not in groups:
-            groups[option.group] = parser.add_argument_group(option.group)
+    options = {
+        name: option
+        for name, field in settings_type.model_fields.items()
+        for option in field.metadata
+        if isinstance(option, Option)
+    }
+    used = {option.group for option in options.values()}
+    groups: dict[str, Any] = {
+        group: parser.add_argument_group(group) for group in GROUPS if group in used
+    }
+    for name, option in options.items():
+        field = settings_type.model_fields[name]
         key = field.alias or name
         flag = "--" + key.replace("_", "-")
         flags = [option.short, flag] if option.short else [flag]
