@@ -28,9 +28,11 @@ from bulkfetch.models import (
     ManifestRow,
     PatientState,
     PatientSums,
+    Unlisted,
+    UnlistedSidecar,
     json_text,
 )
-from bulkfetch.plan import Ended, Item
+from bulkfetch.plan import Ended, Item, Place
 
 _FULL_BYTES = 2**16
 
@@ -49,6 +51,7 @@ class Tally:
         self.total = total
         self.patients: Counter[PatientState] = Counter()
         self.images: Counter[ImageOutcome] = Counter()
+        self.unlisted: Counter[Unlisted] = Counter()
         self.listed = 0
         self.bytes = 0
         self.hindrance: str | None = None
@@ -58,6 +61,7 @@ class Tally:
         both = Tally(self.total + other.total)
         both.patients = self.patients + other.patients
         both.images = self.images + other.images
+        both.unlisted = self.unlisted + other.unlisted
         both.listed = self.listed + other.listed
         both.bytes = self.bytes + other.bytes
         return both
@@ -240,6 +244,23 @@ class Recorder:
             to_version=new.version,
             from_status=old.status,
             to_status=new.status,
+        )
+
+    def unlisted(
+        self, row: ManifestRow, place: Place, revision: int, sidecar: UnlistedSidecar
+    ) -> None:
+        """Note what became of an image that is no longer listed."""
+        self._tally.unlisted[sidecar.unlisted] += 1
+        self.event(
+            "unlisted",
+            patient_id=row.patient_id,
+            coverage_id=row.coverage_id,
+            image_id=sidecar.image_id,
+            version=sidecar.version,
+            revision=revision,
+            status=sidecar.status,
+            became=sidecar.unlisted,
+            directory=place.directory,
         )
 
     def image(self, end: Ended) -> Ended:

@@ -363,6 +363,7 @@ class Run:
             images=images,
             bytes=tally.bytes,
             retries=self._budget.count,
+            unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
             failures=self._failures.path if self._failures else None,
             bulkfetch_version=__version__,
