@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bulkfetch.archive.files import FILE_MODE, named, to_its_end
+from bulkfetch.chain import digest
 from bulkfetch.errors import FetchError
 from bulkfetch.logs import redact
 from bulkfetch.models import (
@@ -94,13 +95,16 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._pending: list[str] = []
+        self._pending: list[bytes] = []
         self._pending_size = 0
         self._unwritten = b""
         self._turn = asyncio.Lock()
 
     def add(self, line: str) -> None:
         """Take a whole line, with its end."""
+        self._add(_encoded(line))
+
+    def _add(self, line: bytes) -> None:
         self._pending.append(line)
         self._pending_size += len(line)
 
@@ -139,8 +143,7 @@ class Appender:
                 self._write(durable=durable)
 
     def _take(self) -> None:
-        # A lone surrogate becomes an escape, which is how JSON writes it.
-        self._unwritten += "".join(self._pending).encode("utf-8", "backslashreplace")
+        self._unwritten += b"".join(self._pending)
         self._pending.clear()
         self._pending_size = 0
 
@@ -157,14 +160,27 @@ class Appender:
 
 
 class Journal(Appender):
-    """What one process of a run did, line by line."""
+    """What one process of a run did, line by line; each has the digest of the one before.
+
+    Attributes:
+        head: the digest of the last line. Before the first, what that is to follow: the first
+            line of the run's first process, for all but that one.
+    """
+
+    def __init__(self, path: Path, head: str | None = None) -> None:
+        super().__init__(path)
+        self.head = head
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened; None fields are left out."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"event": event, "at": at}
         line.update((name, value) for name, value in fields.items() if value is not None)
-        self.add(json_text(line) + "\n")
+        if self.head is not None:
+            line["previous"] = self.head
+        written = _encoded(json_text(line) + "\n")
+        self.head = digest(written)
+        self._add(written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +263,14 @@ class Recorder:
         )
 
     def unlisted(
-        self, row: ManifestRow, place: Place, revision: int, sidecar: UnlistedSidecar
+        self,
+        row: ManifestRow,
+        place: Place,
+        revision: int,
+        sidecar: UnlistedSidecar,
+        written: str | None,
     ) -> None:
-        """Note what became of an image that is no longer listed."""
+        """Note what became of an image that is no longer listed; `written` as in `Ended`."""
         self._tally.unlisted[sidecar.unlisted] += 1
         self.event(
             "unlisted",
@@ -261,6 +282,7 @@ class Recorder:
             status=sidecar.status,
             became=sidecar.unlisted,
             directory=place.directory,
+            sidecar=written,
         )
 
     def image(self, end: Ended) -> Ended:
@@ -278,6 +300,8 @@ class Recorder:
             outcome=end.outcome,
             directory=end.item.place.directory,
             bytes=end.size_bytes or None,
+            sidecar=end.sidecar,
+            revision=end.item.revision if end.sidecar and end.item.revision > 1 else None,
             **_error_fields(end.error),
         )
         return end
@@ -316,6 +340,11 @@ class Recorder:
             **_error_fields(errors[0] if errors else None),
         )
         return Failure(errors, list(failed)) if errors else None
+
+
+def _encoded(line: str) -> bytes:
+    # A lone surrogate becomes an escape, which is how JSON writes it.
+    return line.encode("utf-8", "backslashreplace")
 
 
 def _error_fields(error: FetchError | None) -> Mapping[str, str]:

@@ -301,9 +301,11 @@ class ImageSums(_Frozen):
 class Summary(_Frozen):
     """What a run did; the sums balance.
 
-    `unlisted` are the images in the archive that were found to be no longer listed, by what became
-    of them. `failures` is the path of the manifest of what failed, None where nothing did. Of a
-    `shard`, the sums are those of its own rows.
+    `head` is the digest of the last line of the run's first journal, which stands for all that it
+    recorded (see `bulkfetch.chain`); None where nothing was written. `unlisted` are the images in
+    the archive that were found to be no longer listed, by what became of them. `failures` is the
+    path of the manifest of what failed, None where nothing did. Of a `shard`, the sums are those of
+    its own rows.
     """
 
     run_id: str
@@ -318,6 +320,7 @@ class Summary(_Frozen):
     images: ImageSums
     bytes: int
     retries: int
+    head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0
     failures: str | None = None

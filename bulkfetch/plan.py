@@ -94,11 +94,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How one image ended; `item` is as it was in the end."""
+    """How one image ended; `item` is as it was in the end.
+
+    `sidecar` is the SHA-256 of the sidecar that was written, in hex; None where none was.
+    """
 
     outcome: ImageOutcome
     item: Item
     size_bytes: int = 0
+    sidecar: str | None = None
     error: FetchError | None = None
 
 

@@ -300,7 +300,7 @@ def test_several_rows_processes_and_shards_note_an_image_once(account: Account) 
     )
     owner = patient_of(simulator, image_id)
     coverage = next(
-        str(image["coverage"]["id"])  # type: ignore[index]
+        str(image["coverage"]["id"])
         for image in simulator.expected_images(owner)
         if image["id"] == image_id
     )
@@ -321,4 +321,3 @@ def test_an_account_that_lists_nothing_any_more_is_told_loudly(
     result = account.night()
     assert result.summary["unlisted"] == {"not_listed": held}
     assert "most patients have no image" in result.err
-

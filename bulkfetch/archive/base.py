@@ -115,10 +115,13 @@ class Archive(Protocol):
     def stage(self, place: Place) -> AbstractAsyncContextManager[Stage]:
         """Make room for one image's bytes, beside their final name."""
 
-    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
-        """Give a staged file its name, durably, and then its sidecar."""
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
+        """Give a staged file its name, durably, and then its sidecar.
 
-    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
+        Returns the sidecar's SHA-256, in hex, as `note` does.
+        """
+
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
         """Write a sidecar that has no new file."""
 
     async def check_room(self) -> None:

@@ -6,7 +6,7 @@ that neither a name nor a link that somebody planted leads out of the archive.
 
 from __future__ import annotations
 
-import logging
+import hashlib
 import os
 import re
 import time
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
@@ -38,10 +38,6 @@ PRIVATE = ".bulkfetch"
 # A look at a patient's directory that takes longer waited for the disk; as the next ones will.
 _SLOW_LOOK_S = 0.01
 _LOOKS_IN_THREADS = 64
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Writer(NamedTuple):
@@ -253,25 +249,26 @@ class LocalArchive:
             place, lambda: self._make_directory(place.directory), self._room.take, self._parts
         )
 
-    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.publish`."""
         if not isinstance(stage, LocalStage):
             raise TypeError("a stage is published by the archive that made it")
         if stage.file is not None:
             await stage.spill()
-        await self._commit(stage.place, stage.on_disk(name), revision, sidecar)
+        return await self._commit(stage.place, stage.on_disk(name), revision, sidecar)
 
-    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.note`."""
-        await self._commit(place, None, revision, sidecar)
+        return await self._commit(place, None, revision, sidecar)
 
     async def _commit(
         self, place: Place, image: NewFile | None, revision: int, sidecar: Sidecar
-    ) -> None:
+    ) -> str:
         name = place.sidecar(revision)
         data = f"{json_text(sidecar, indent=2)}\n".encode()
         sidecar_file = NewFile(self._parts.name(name), name, data)
         await self._committer.do(Job(place.directory, image, sidecar_file))
+        return hashlib.sha256(data).hexdigest()
 
     async def check_room(self) -> None:
         """See `Archive.check_room`."""

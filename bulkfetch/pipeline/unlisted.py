@@ -65,12 +65,13 @@ class Inquiry:
     async def _note(
         self, row: ManifestRow, place: Place, revision: int, sidecar: UnlistedSidecar
     ) -> None:
+        written = None
         if not self._settings.dry_run:
             try:
-                await self._archive.note(place, revision, sidecar)
+                written = await self._archive.note(place, revision, sidecar)
             except TakenError:
                 return  # another row or shard missed it, too
-        self._recorder.unlisted(row, place, revision, sidecar)
+        self._recorder.unlisted(row, place, revision, sidecar, written)
 
     def _sidecar(
         self, state: Sidecar, row: ManifestRow, now: ImageRecord | None, reason: Unlisted
