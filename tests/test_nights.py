@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import signal
 import time
@@ -25,8 +26,8 @@ NIGHTS = 30
 PATIENTS = 24
 CHANGES_A_NIGHT = 5
 FAULTS = (
-    "images:503@10%", "images:drop@5%", "images:html@5%", "images:token-death@3%",
-    "images:truncated-json@5%", "image:503@20%", "image:drop@10%", "storage:503@10%",
+    "images:503@10%", "images:drop@5%", "images:html@5%", "images:truncated-json@5%",
+    "image:503@20%", "image:drop@10%", "storage:503@10%",
     "storage:short@5%", "storage:corrupt@5%", "storage:drop@10%", "storage:xml@5%",
 )  # fmt: skip
 
@@ -218,11 +219,12 @@ def test_an_archive_follows_an_account_through_thirty_nights(serve: Serve, tmp_p
         processes = f"--processes={1 + night % 2}"
         for _ in range(20):
             result = download(simulator, manifest, archive, processes, "--retries=3")
-            balance(result.summary)
+            # A night with bad luck ends with its failures named, and is run again.
+            assert result.status in (0, 1), result.err
+            # It has no sums where not even the first question was answered.
+            balance(json.loads(result.out or '{"patients": {"total": 0}, "images": {"listed": 0}}'))
             if result.status == 0:
                 break
-            # A night with bad luck is one that ends with its failures named, and is run again.
-            assert result.status == 1, result.err
         assert result.status == 0, result.err
         heads.append(result.summary["head"])
         reconcile(account, archive)
