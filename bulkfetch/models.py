@@ -278,8 +278,9 @@ class ImageSums(_Frozen):
 class Summary(_Frozen):
     """What a run did; the sums balance.
 
-    `failures` is the path of the manifest of what failed, None where nothing did. Of a `shard`, the
-    sums are those of its own rows.
+    `failures` is the path of the manifest of what failed, None where nothing did; `failed_by_kind`
+    counts the same patients by the kind of their first error. Of a `shard`, the sums are those of
+    its own rows.
     """
 
     run_id: str
@@ -294,6 +295,7 @@ class Summary(_Frozen):
     images: ImageSums
     bytes: int
     retries: int
+    failed_by_kind: dict[str, int] = Field(default_factory=dict)
     duplicate_rows: int = 0
     failures: str | None = None
     bulkfetch_version: str

@@ -23,6 +23,7 @@ from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
 from bulkfetch.plan import Ended, Item, place_of, plan
 from bulkfetch.retry import Budget, Retry
 from bulkfetch.settings import Settings
+from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import Transport
 
 # What is in flight when a run is told to end has so long to end by itself.
@@ -113,6 +114,7 @@ class Patients:
         self._fail = fail
         self._grace_s = grace_s
         self._downloads = asyncio.Semaphore(settings.download_concurrency)
+        self._downloading = 0
         self._seats = seats_of(settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group = asyncio.TaskGroup()
@@ -154,6 +156,12 @@ class Patients:
     def has_room(self) -> bool:
         """Whether another may be begun."""
         return self.free > 0
+
+    @property
+    def in_flight(self) -> InFlight:
+        """What is under way."""
+        queries = self._services.transport.query_slots.taken
+        return InFlight(len(self._tasks), queries, self._downloading)
 
     def begin(self, row: ManifestRow, answer: list[ImageRecord] | FetchError | None = None) -> None:
         """Begin with a patient; `answer` is that to its query, where it was asked already."""
@@ -203,8 +211,9 @@ class Patients:
                     if self._stopping:
                         self._downloads.release()
                         break
+                    self._downloading += 1
                     task = images.create_task(self._image(number, item, ended))
-                    task.add_done_callback(lambda _: self._downloads.release())
+                    task.add_done_callback(self._download_ended)
             reached = len(ended) == len(items)
         except FetchError as failed:
             error = failed
@@ -235,6 +244,10 @@ class Patients:
             plan(record, row, place, state, self._settings)
             for record, place, state in zip(records, places, held, strict=True)
         ]
+
+    def _download_ended(self, _: asyncio.Task[None]) -> None:
+        self._downloading -= 1
+        self._downloads.release()
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
         try:
