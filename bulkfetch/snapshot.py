@@ -103,7 +103,7 @@ class Snapshot(BaseModel):
         """Seconds to the end at the present rate; None where nothing has ended of late."""
         if not self.rate.patients_per_s:
             return None
-        return self.patients.not_reached / self.rate.patients_per_s
+        return round(self.patients.not_reached / self.rate.patients_per_s, 1)
 
 
 class _Sample(NamedTuple):

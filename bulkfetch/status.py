@@ -166,7 +166,8 @@ class _Look:
                         return [newest] if newest else []
                     return self._shards(newest, runs)
             except FileNotFoundError:
-                return []
+                working = at_work(self._root / PRIVATE)
+                return [_running(*run, None, self._now) for run in working.items()]
 
     def _shards(self, newest: RunStatus, others: Iterator[RunStatus]) -> list[RunStatus]:
         shares = Shard.parse(newest.shard or "").shares

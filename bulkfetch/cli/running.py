@@ -71,8 +71,9 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         say("not all was reached: run the same command again to go on from here")
     if summary.failures:
         again = shlex.join(["bulkfetch", "download", summary.failures, "--out", out])
+        kinds = ", ".join(f"{kind}: {n:,}" for kind, n in summary.failed_by_kind.items())
         say(
-            f"{patients.failed} failed: see {summary.failures}\n"
+            f"{patients.failed} failed{kinds and f' ({kinds})'}: see {summary.failures}\n"
             f"to try these again, with the same other options:\n  {again}"
         )
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from bulkfetch.cli import running
 from bulkfetch.cli.options import command_parser
 from bulkfetch.logs import plain, redact
+from bulkfetch.models import PatientSums
 from bulkfetch.progress import size_text, time_text
 from bulkfetch.status import RunStatus, State, Status, look
 
@@ -99,14 +100,13 @@ class _Screen:
 
 
 def _tell(status: Status, out: str) -> None:
-    width = shutil.get_terminal_size().columns
-    (only,) = status.runs if len(status.runs) == 1 else (None,)
-    if only and only.summary and not status.shards:
-        for line in [*_problems(status), _headline(only)]:
+    whole = status.runs[0] if status.runs and not status.shards else None
+    if whole and whole.summary:
+        for line in [*_problems(status), _headline(whole)]:
             running.say(line)
-        running.show(only.summary, out)
+        running.show(whole.summary, out)
         return
-    for line in _lines(status, width):
+    for line in _lines(status, shutil.get_terminal_size().columns):
         running.say(line)
     for one in status.runs:
         if one.summary and one.summary.failures:
@@ -120,15 +120,14 @@ def _lines(status: Status, width: int) -> list[str]:
         return [*lines, "no run has begun in this archive"]
     if not status.shards:
         lines.append(_headline(status.runs[0]))
-    for label, words in _rows(status):
+    for label, words in [*_rows(status), *_shard_rows(status)]:
         lines += textwrap.wrap(
             plain(redact(words)),
             max(width - 1, 40),
             initial_indent=f"  {label:<{_LABEL_WIDTH}}",
             subsequent_indent=" " * (_LABEL_WIDTH + 2),
         )
-    lines += [plain(line) for line in _shard_lines(status)]
-    if status.state is not State.running and any(r.state is State.killed for r in status.runs):
+    if any(one.state is State.killed for one in status.runs):
         lines.append("what was finished is whole: run the same command again to go on from there")
     return lines
 
@@ -153,16 +152,14 @@ def _headline(one: RunStatus) -> str:
 
 def _rows(status: Status) -> Iterator[tuple[str, str]]:
     patients, images = status.patients, status.images
-    done = patients.total - patients.not_reached
-    share = f" ({100 * done // patients.total}%)" if patients.total else ""
-    yield "patients", f"{done:,} of {patients.total:,}{share}{_parts(patients.model_dump())}"
+    yield "patients", f"{_done(patients)}{_parts(patients.model_dump())}"
     yield "images", f"{images.listed:,} listed{_parts(images.model_dump())}"
     yield "bytes", size_text(status.bytes)
     if status.state is State.running:
         yield from _live_rows(status)
     yield "retries", f"{status.retries:,}"
     if status.failed_by_kind:
-        yield "failed", ", ".join(f"{n:,} {kind}" for kind, n in status.failed_by_kind.items())
+        yield "failures", ", ".join(f"{kind}: {n:,}" for kind, n in status.failed_by_kind.items())
 
 
 def _live_rows(status: Status) -> Iterator[tuple[str, str]]:
@@ -170,7 +167,7 @@ def _live_rows(status: Status) -> Iterator[tuple[str, str]]:
     told = [one.progress for one in status.runs if one.state is State.running and one.progress]
     processes = sum(progress.processes for progress in told)
     each_second = f"{rate.patients_per_s:,.1f} patients, {rate.images_per_s:,.1f} images"
-    yield "a second", f"{each_second}, {size_text(rate.bytes_per_s)}"
+    yield "rate", f"{each_second}, {size_text(rate.bytes_per_s)} a second"
     yield "left", _left(status)
     under_way = f"{flying.queries} queries, {flying.downloads} downloads; processes: {processes}"
     yield "in flight", f"{flying.patients} patients, {under_way}"
@@ -189,24 +186,30 @@ def _left(status: Status) -> str:
     return "unknown" if status.left_s is None else f"about {time_text(status.left_s)}"
 
 
-def _shard_lines(status: Status) -> list[str]:
+def _shard_rows(status: Status) -> Iterator[tuple[str, str]]:
     if not status.shards:
-        return []
-    lines = [f"shard {one.shard}: {_headline(one)}" for one in status.runs]
+        return
+    for one in status.runs:
+        done = f"{_done(one.numbers.patients)}; " if one.numbers else ""
+        yield f"{one.shard}", f"{done}{_headline(one)}"
     if missing := status.missing_shards:
         named = ", ".join(missing[:_MOST_MISSING])
         more = " and more" if len(missing) > _MOST_MISSING else ""
-        lines.append(f"no run of shard {named}{more}: start it, too")
-    return lines
+        yield "no run of", f"{named}{more}: a part of the manifest, until it is run"
+
+
+def _done(patients: PatientSums) -> str:
+    done = patients.total - patients.not_reached
+    share = f" ({100 * done // patients.total}%)" if patients.total else ""
+    return f"{done:,} of {patients.total:,}{share}"
 
 
 def _in_a_line(status: Status) -> str:
     patients = status.patients
     failed = f", {patients.failed:,} failed" if patients.failed else ""
     return (
-        f"{patients.total - patients.not_reached:,} of {patients.total:,} patients, "
-        f"left: {_left(status)}, {status.images.listed:,} images, {size_text(status.bytes)}, "
-        f"{size_text(status.rate.bytes_per_s)}/s{failed}"
+        f"patients: {_done(patients)}, left: {_left(status)}, {status.images.listed:,} images, "
+        f"{size_text(status.bytes)}, {size_text(status.rate.bytes_per_s)}/s{failed}"
     )
 
 
