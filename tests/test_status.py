@@ -480,6 +480,20 @@ def test_links_pipes_directories_and_strangers_are_named_and_not_followed(archiv
     assert "is a link" in words.err
 
 
+def test_nothing_in_a_file_moves_the_cursor(archive: Path) -> None:
+    runs = made_by_hand(archive)
+    red = "\x1b[31m\n"
+    put(runs / RUN, "progress.json", snapshot(hindrance=red, failed_by_kind={red: 1}))
+    hold(archive, RUN)
+    assert "\\x1b[31m\\n" in bulkfetch("status", archive).err
+    put(runs / RUN, "summary.json", summary(run_id=red, failures=red, failed_by_kind={red: 1}))
+    for shard in (None, "1/1"):
+        put(runs / RUN, "summary.json", summary(shard=shard, failures=red, failed_by_kind={red: 1}))
+        words = bulkfetch("status", archive)
+        assert "\x1b" not in words.err
+        assert "\\x1b[31m\\n" in words.err
+
+
 def test_runs_that_vanish_while_they_are_looked_at_are_passed_over(
     archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,7 +537,7 @@ def test_nothing_that_is_secret_or_a_persons_is_in_what_a_run_writes_about_itsel
     assert "http" not in text
 
 
-def test_a_full_disk_that_cannot_take_it_changes_nothing(serve: Serve, archive: Path) -> None:
+def test_a_run_goes_on_where_it_cannot_tell_how_far_it_is(serve: Serve, archive: Path) -> None:
     simulator = serve(patients=120, storage_latency_s=0.1)
     with at_it(simulator, archive, "--processes=1") as process:
         status = wait_until(archive, lambda now: bool(now.runs and now.runs[0].progress))

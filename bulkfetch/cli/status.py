@@ -159,7 +159,7 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
         yield from _live_rows(status)
     yield "retries", f"{status.retries:,}"
     if status.failed_by_kind:
-        yield "failures", ", ".join(f"{kind}: {n:,}" for kind, n in status.failed_by_kind.items())
+        yield "failures", running.kinds_text(status.failed_by_kind)
 
 
 def _live_rows(status: Status) -> Iterator[tuple[str, str]]:
