@@ -403,7 +403,10 @@ def test_the_last_run_of_each_shard_counts_and_another_division_ends_the_search(
     assert last.ok
     for number in (4, 6):
         shutil.rmtree(runs / f"20260101T00000{number}Z-00000a")
-    assert look(str(archive)).missing_shards == ["2/2"]
+    last = look(str(archive))
+    assert last.missing_shards == ["2/2"]
+    assert not last.ok
+    assert all(run.ok for run in last.runs)
 
 
 RUBBISH: list[bytes] = [
@@ -440,6 +443,8 @@ def test_rubbish_is_named_and_the_rest_is_told(
     if is_held:
         hold(archive, RUN)
     (archive / ".bulkfetch" / "holder-1-of-2.json").write_bytes(RUBBISH[number])
+    nobody = {"run_id": RUN, "pid": 10**30, "host": os.uname().nodename}
+    put(archive / ".bulkfetch", "holder-2-of-2.json", nobody)
     status = look(str(archive))
     assert not status.ok or is_held
     assert status.state is (State.running if is_held else State.killed)
@@ -624,7 +629,7 @@ def test_watching_on_a_terminal_draws_over_itself_and_ends_with_the_summary(
     simulator = serve(patients=200, storage_latency_s=0.3)
     with at_it(simulator, archive) as process:
         wait_until(archive, has_some)
-        pid, end = on_a_terminal(["status", archive, "--watch", "0.2"], 60, 7)
+        pid, end = on_a_terminal(["status", archive, "--watch", "0.2"], 30, 7)
         seen = read_until(end, "\x1b[6F\x1b[J")
         ended(process)
         seen = read_until(end, None, seen)
@@ -632,10 +637,11 @@ def test_watching_on_a_terminal_draws_over_itself_and_ends_with_the_summary(
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     # No line is wrapped, and none scrolls away, while it is drawn over.
     *frames, last = re.split(r"\x1b\[6F\x1b\[J", seen)
+    assert frames
     for frame in frames:
         drawn = frame.removeprefix("\x1b[J").splitlines()
         assert len(drawn) == 6
-        assert max(map(len, drawn)) < 60
+        assert max(map(len, drawn)) < 30
     assert "with exit status 0" in last
 
 

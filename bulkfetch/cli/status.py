@@ -82,7 +82,7 @@ class _Screen:
         if not self._is_terminal:
             running.say(plain(_in_a_line(status)))
             return
-        width, height = shutil.get_terminal_size()
+        width, height = _terminal_size()
         # One that is wrapped or scrolled away could not be drawn over.
         lines = [line[: width - 1] for line in _lines(status, width)][: height - 1]
         self._draw("".join(f"{line}\n" for line in lines))
@@ -99,6 +99,14 @@ class _Screen:
         sys.stderr.flush()
 
 
+def _terminal_size() -> os.terminal_size:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno())
+    except OSError:
+        # No terminal, which may be told to be one by the environment.
+        return shutil.get_terminal_size()
+
+
 def _tell(status: Status, out: str) -> None:
     whole = status.runs[0] if status.runs and not status.shards else None
     if whole and whole.summary:
@@ -106,7 +114,7 @@ def _tell(status: Status, out: str) -> None:
             running.say(line)
         running.show(whole.summary, out)
         return
-    for line in _lines(status, shutil.get_terminal_size().columns):
+    for line in _lines(status, _terminal_size().columns):
         running.say(line)
     for one in status.runs:
         if one.summary and one.summary.failures:
