@@ -81,7 +81,7 @@ class Status(BaseModel):
 
     Attributes:
         ok: all of the runs are, and none is missing once none is at work.
-        rate: of those at work, over the last half minute.
+        rate: of those at work and heard of, over the last half minute.
         left_s: seconds until the last of them ends at that rate; None where one of them cannot be
             told.
         shards: of how many the runs are; None where they are not.
@@ -133,9 +133,11 @@ class _Look:
         states = {run.state for run in found}
         state = next((state for state in State if state in states), State.none)
         is_complete = state is State.running or (state is not State.none and not missing)
-        running = [run.progress for run in found if run.state is State.running and run.progress]
-        left = [snapshot.left_s for snapshot in running]
-        known_left = [left_s for left_s in left if left_s is not None]
+        running = [run for run in found if run.state is State.running]
+        told = [run.progress for run in running if run.progress]
+        # Of one that is not heard of, what it last did in a second says nothing.
+        heard = [run.progress for run in running if run.progress and run.ok]
+        left = [snapshot.left_s for snapshot in heard if snapshot.left_s is not None]
         known = [run.numbers for run in found if run.numbers]
         return Status(
             archive=str(self._root),
@@ -146,9 +148,9 @@ class _Look:
             bytes=sum(one.bytes for one in known),
             retries=sum(one.retries for one in known),
             failed_by_kind=_summed([one.failed_by_kind for one in known]),
-            in_flight=sum((snapshot.in_flight for snapshot in running), InFlight()),
-            rate=sum((snapshot.rate for snapshot in running), Rate()),
-            left_s=max(known_left, default=None) if len(known_left) == len(left) else None,
+            in_flight=sum((snapshot.in_flight for snapshot in told), InFlight()),
+            rate=sum((snapshot.rate for snapshot in heard), Rate()),
+            left_s=max(left, default=None) if len(left) == len(running) else None,
             shards=shard.shares if shard else None,
             missing_shards=missing,
             runs=found,
@@ -166,8 +168,7 @@ class _Look:
                         return [newest] if newest else []
                     return self._shards(newest, runs)
             except FileNotFoundError:
-                working = at_work(self._root / PRIVATE)
-                return [_running(*run, None, self._now) for run in working.items()]
+                return [_running(*run, None, self._now) for run in self._working().items()]
 
     def _shards(self, newest: RunStatus, others: Iterator[RunStatus]) -> list[RunStatus]:
         shares = Shard.parse(newest.shard or "").shares
@@ -182,17 +183,21 @@ class _Look:
                 break
         return sorted(found.values(), key=lambda run: Shard.parse(run.shard or ""))
 
+    def _working(self) -> dict[str, Shard | None]:
+        working = at_work(self._root / PRIVATE).items()
+        return {run_id: shard for run_id, shard in working if _RUN_ID.fullmatch(run_id)}
+
     def _runs(self, directory: int) -> Iterator[RunStatus]:
         """Yield the runs at work, then the others, the newest first."""
         # In this order, so that a run that begins or ends meanwhile is not taken for a killed one.
         names = os.listdir(directory)
-        working = at_work(self._root / PRIVATE)
+        working = self._working()
         strays = sorted(name for name in names if not _RUN_ID.fullmatch(name))
         if strays:
             self._problems.append(
                 f"{PRIVATE}/runs: {len(strays)} names there are no run's, such as {strays[0]}"
             )
-        ids = {name for name in (*names, *working) if _RUN_ID.fullmatch(name)}
+        ids = {*names, *working} - {*strays}
         for run_id in sorted(ids, key=lambda run_id: (run_id in working, run_id), reverse=True):
             if run_id in working and run_id not in names:
                 # It has the archive, and clears away what another one left.

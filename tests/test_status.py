@@ -343,6 +343,8 @@ def test_a_run_that_has_told_nothing_yet_is_at_work(archive: Path) -> None:
     status, exit_status = told(archive)
     assert (status["state"], exit_status) == ("running", 0)
     assert "has begun, and told nothing yet" in bulkfetch("status", archive).err
+    hold(archive, "\x1b[31m")
+    assert look(str(archive)).state is State.none
 
 
 def test_a_run_that_is_not_heard_of_is_no_success(archive: Path) -> None:
@@ -352,6 +354,8 @@ def test_a_run_that_is_not_heard_of_is_no_success(archive: Path) -> None:
     status, exit_status = told(archive)
     assert (status["state"], exit_status) == ("running", 1)
     assert status["runs"][0]["silent_s"] >= 90
+    assert status["left_s"] is None
+    assert not any(status["rate"].values())
     assert "not heard of for 1 min 3" in bulkfetch("status", archive).err
 
 

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from bulkfetch.cli import running
@@ -100,11 +101,12 @@ class _Screen:
 
 
 def _terminal_size() -> os.terminal_size:
-    try:
-        return os.get_terminal_size(sys.stderr.fileno())
-    except OSError:
-        # No terminal, which may be told to be one by the environment.
-        return shutil.get_terminal_size()
+    with suppress(OSError):
+        size = os.get_terminal_size(sys.stderr.fileno())
+        # Some terminals do not know theirs.
+        if all(size):
+            return size
+    return shutil.get_terminal_size()
 
 
 def _tell(status: Status, out: str) -> None:
