@@ -45,9 +45,14 @@ class _TokenAnswer(BaseModel):
     expires_in: float = Field(gt=0)
 
 
+class _Problem(BaseModel):
+    errorName: str  # noqa: N815  the API's own word
+
+
 _IMAGES = TypeAdapter(list[ImageRecord])
 _IMAGE = TypeAdapter(ImageRecord)
 _COVERAGES = TypeAdapter(list[Coverage])
+_PROBLEM = TypeAdapter(_Problem)
 _TOKEN = TypeAdapter(_TokenAnswer)
 
 
@@ -248,6 +253,21 @@ class API:
             raise BadResponseError("the API answered with another image's record", retryable=False)
         return record
 
+    async def image_if_any(self, image_id: str) -> ImageRecord | None:
+        """Return the same, or None where the API itself says that there is no such image.
+
+        A 404 of something in between, or of a wrong path, says nothing of an image.
+
+        Raises:
+            FetchError, CredentialsError: as for `image`.
+        """
+        try:
+            return await self.image(image_id)
+        except StatusError as error:
+            if error.status != HTTPStatus.NOT_FOUND or not _says_not_found(error.body):
+                raise
+            return None
+
     async def coverages(self, patient_id: str) -> list[Coverage]:
         """Return a patient's coverages.
 
@@ -303,6 +323,13 @@ def _parse(shape: TypeAdapter[T], body: bytes, what: str) -> T:
     raise BadResponseError(
         f"{what} answered with JSON of another shape: {where}: {problem['type']}", retryable=False
     )
+
+
+def _says_not_found(body: bytes) -> bool:
+    try:
+        return _PROBLEM.validate_json(body).errorName == "NotFoundError"
+    except ValidationError:
+        return False
 
 
 def _mended(body: bytes) -> bytes | None:

@@ -152,6 +152,9 @@ class StatusError(FetchError):
     """The server answered with a status that is not a success.
 
     408, 425, 429 and 5xx (but 501 and 505) may pass, and are retryable; the others are an answer.
+
+    Attributes:
+        body: the API's words about a 404, as they came; never shown.
     """
 
     kind = "status"
@@ -159,6 +162,7 @@ class StatusError(FetchError):
     def __init__(self, message: str, status: int, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.body = b""
         self.retry_after_s = retry_after_s
         self.retryable = status in (408, 425, 429) or (status >= 500 and status not in (501, 505))
 

@@ -53,10 +53,11 @@ Planner = Callable[[Sequence[ImageRecord], ManifestRow], Awaitable[list[Item]]]
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a sidecar says about the bytes."""
+    """What a sidecar says about the bytes, and, once it is written, its own SHA-256."""
 
     file: FileInfo
     source: Source
+    sidecar: str = ""
 
 
 class MovedError(FetchError):
@@ -154,10 +155,10 @@ class Downloader:
             )
             await self._archive.quarantine(item.place)
         if item.action is Action.note:
-            await self._archive.note(item.place, item.revision, self._sidecar(item, None))
-            return Ended(_noted(item), item)
+            written = await self._archive.note(item.place, item.revision, self._sidecar(item, None))
+            return Ended(_noted(item), item, sidecar=written)
         fetched = await self._fetch_with_retries(item)
-        return Ended(ImageOutcome.downloaded, item, fetched.file.size)
+        return Ended(ImageOutcome.downloaded, item, fetched.file.size, sidecar=fetched.sidecar)
 
     async def _fetch_with_retries(self, item: Item) -> Fetched:
         record = item.record
@@ -213,8 +214,8 @@ class Downloader:
             )
             fetched = Fetched(file, source)
             sidecar = self._sidecar(item, fetched)
-            await self._archive.publish(stage, file.path, item.revision, sidecar)
-        return fetched
+            written = await self._archive.publish(stage, file.path, item.revision, sidecar)
+        return Fetched(file, source, written)
 
     async def _opened(self, url: str, stage: Stage) -> Answer:
         """Ask for the whole body, or for the rest of it where a part is there already."""

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from bulkfetch.archive.files import FILE_MODE, named, to_its_end
+from bulkfetch.chain import digest
 from bulkfetch.errors import FetchError
 from bulkfetch.logs import redact
 from bulkfetch.models import (
@@ -28,9 +29,11 @@ from bulkfetch.models import (
     ManifestRow,
     PatientState,
     PatientSums,
+    Unlisted,
+    UnlistedSidecar,
     json_text,
 )
-from bulkfetch.plan import Ended, Item
+from bulkfetch.plan import Ended, Item, Place
 
 _FULL_BYTES = 2**16
 
@@ -51,6 +54,7 @@ class Tally:
         self.patients: Counter[PatientState] = Counter()
         self.kinds: Counter[str] = Counter()
         self.images: Counter[ImageOutcome] = Counter()
+        self.unlisted: Counter[Unlisted] = Counter()
         self.listed = 0
         self.bytes = 0
         self.hindrance: str | None = None
@@ -61,6 +65,7 @@ class Tally:
         both.patients = self.patients + other.patients
         both.kinds = self.kinds + other.kinds
         both.images = self.images + other.images
+        both.unlisted = self.unlisted + other.unlisted
         both.listed = self.listed + other.listed
         both.bytes = self.bytes + other.bytes
         return both
@@ -93,13 +98,16 @@ class Appender:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._pending: list[str] = []
+        self._pending: list[bytes] = []
         self._pending_size = 0
         self._unwritten = b""
         self._turn = asyncio.Lock()
 
     def add(self, line: str) -> None:
         """Take a whole line, with its end."""
+        self._add(_encoded(line))
+
+    def _add(self, line: bytes) -> None:
         self._pending.append(line)
         self._pending_size += len(line)
 
@@ -138,8 +146,7 @@ class Appender:
                 self._write(durable=durable)
 
     def _take(self) -> None:
-        # A lone surrogate becomes an escape, which is how JSON writes it.
-        self._unwritten += "".join(self._pending).encode("utf-8", "backslashreplace")
+        self._unwritten += b"".join(self._pending)
         self._pending.clear()
         self._pending_size = 0
 
@@ -156,14 +163,27 @@ class Appender:
 
 
 class Journal(Appender):
-    """What one process of a run did, line by line."""
+    """What one process of a run did, line by line; each has the digest of the one before.
+
+    Attributes:
+        head: the digest of the last line. Before the first, what that is to follow: the first
+            line of the run's first process, for all but that one.
+    """
+
+    def __init__(self, path: Path, head: str | None = None) -> None:
+        super().__init__(path)
+        self.head = head
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened; None fields are left out."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {"event": event, "at": at}
         line.update((name, value) for name, value in fields.items() if value is not None)
-        self.add(json_text(line) + "\n")
+        if self.head is not None:
+            line["previous"] = self.head
+        written = _encoded(json_text(line) + "\n")
+        self.head = digest(written)
+        self._add(written)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +265,29 @@ class Recorder:
             to_status=new.status,
         )
 
+    def unlisted(
+        self,
+        row: ManifestRow,
+        place: Place,
+        revision: int,
+        sidecar: UnlistedSidecar,
+        written: str | None,
+    ) -> None:
+        """Note what became of an image that is no longer listed; `written` as in `Ended`."""
+        self._tally.unlisted[sidecar.unlisted] += 1
+        self.event(
+            "unlisted",
+            patient_id=row.patient_id,
+            coverage_id=row.coverage_id,
+            image_id=sidecar.image_id,
+            version=sidecar.version,
+            revision=revision,
+            status=sidecar.status,
+            became=sidecar.unlisted,
+            directory=place.directory,
+            sidecar=written,
+        )
+
     def image(self, end: Ended) -> Ended:
         """Note how an image ended, and return that."""
         self._tally.images[end.outcome] += 1
@@ -260,6 +303,8 @@ class Recorder:
             outcome=end.outcome,
             directory=end.item.place.directory,
             bytes=end.size_bytes or None,
+            sidecar=end.sidecar,
+            revision=end.item.revision if end.sidecar and end.item.revision > 1 else None,
             **_error_fields(end.error),
         )
         return end
@@ -299,6 +344,11 @@ class Recorder:
             **_error_fields(errors[0] if errors else None),
         )
         return Failure(errors, list(failed)) if errors else None
+
+
+def _encoded(line: str) -> bytes:
+    # A lone surrogate becomes an escape, which is how JSON writes it.
+    return line.encode("utf-8", "backslashreplace")
 
 
 def _error_fields(error: FetchError | None) -> Mapping[str, str]:

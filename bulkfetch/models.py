@@ -233,6 +233,29 @@ class Sidecar(_Frozen):
     bulkfetch_version: str
 
 
+class Unlisted(StrEnum):
+    """Why an image that is in the archive is no longer listed where it was, as the API says of it.
+
+    `gone` is 404; `moved` now belongs to another patient or coverage; `not_listed` is as it was.
+    """
+
+    deactivated = "deactivated"
+    moved = "moved"
+    gone = "gone"
+    not_listed = "not_listed"
+
+
+class UnlistedSidecar(Sidecar):
+    """The state of an image that is no longer listed: always a revision of the last held version.
+
+    `status`, `deactivated`, `patient_id`, `coverage_id` and `record` are as the API says now, so
+    `record` may be of a later version; of one that is gone they are the last that was known. `file`
+    is what was archived.
+    """
+
+    unlisted: Unlisted
+
+
 class PatientState(StrEnum):
     """How a manifest row ended; each ends in exactly one."""
 
@@ -278,8 +301,11 @@ class ImageSums(_Frozen):
 class Summary(_Frozen):
     """What a run did; the sums balance.
 
-    `failures` is the path of the manifest of what failed, None where nothing did; `failed_by_kind`
-    counts the same patients by the kind of their first error. Of a `shard`, the sums are those of
+    `head` is the digest of the last line of the run's first journal, which stands for all that it
+    recorded (see `bulkfetch.chain`); None where nothing was written. `unlisted` are the images in
+    the archive that were found to be no longer listed, by what became of them. `failures` is the
+    path of the manifest of what failed, None where nothing did; `failed_by_kind` counts the same
+    patients by the kind of their first error. Of a `shard`, the sums are those of
     its own rows.
     """
 
@@ -296,6 +322,8 @@ class Summary(_Frozen):
     bytes: int
     retries: int
     failed_by_kind: dict[str, int] = Field(default_factory=dict)
+    head: str | None = None
+    unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0
     failures: str | None = None
     bulkfetch_version: str

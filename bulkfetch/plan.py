@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from bulkfetch.errors import FetchError
 from bulkfetch.models import (
@@ -16,6 +19,8 @@ from bulkfetch.models import (
     ManifestRow,
     Sidecar,
     SidecarOutcome,
+    Unlisted,
+    UnlistedSidecar,
 )
 from bulkfetch.paths import COVERAGE_PREFIX, DEFAULT_TEMPLATE, parse_template, safe_name
 from bulkfetch.settings import Settings
@@ -39,6 +44,13 @@ class Place:
     def file(self, extension: str) -> str:
         """The image's name."""
         return f"{self.stem}.{extension}"
+
+
+class Level(NamedTuple):
+    """One directory on the way to a row's images: its name, or only what that begins with."""
+
+    text: str
+    is_whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +94,15 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How one image ended; `item` is as it was in the end."""
+    """How one image ended; `item` is as it was in the end.
+
+    `sidecar` is the SHA-256 of the sidecar that was written, in hex; None where none was.
+    """
 
     outcome: ImageOutcome
     item: Item
     size_bytes: int = 0
+    sidecar: str | None = None
     error: FetchError | None = None
 
 
@@ -97,6 +113,17 @@ def place_of(record: ImageRecord, row: ManifestRow, path_template: str = DEFAULT
         for text, field in parse_template(path_template)
     )
     return Place(directory, f"{safe_name(record.id)}.v{record.version}")
+
+
+def levels_of(row: ManifestRow, path_template: str = DEFAULT_TEMPLATE) -> Sequence[Level]:
+    """Say where the images of a row's own patient lie, as far as the row tells."""
+    nothing = ImageRecord(id="-", version=0, status="-")
+    return [
+        Level(f"{text}{_FIELDS[field](nothing, row)}", is_whole=True)
+        if field in ("patient_id", "patient_hash")
+        else Level(text, is_whole=field is None)
+        for text, field in parse_template(path_template)
+    ]
 
 
 def _patient(record: ImageRecord, row: ManifestRow) -> str:
@@ -164,8 +191,53 @@ def plan(
     state = held.state
     if uploaded and state.outcome is SidecarOutcome.not_uploaded:
         action = Action.fetch
-    elif (state.status, state.deactivated) != (record.status, record.deactivated):
+    elif isinstance(state, UnlistedSidecar) or (state.status, state.deactivated) != (
+        record.status,
+        record.deactivated,
+    ):
         action = Action.note
     else:
         action = Action.keep
     return Item(record, row, place, action, held.revision + 1, state)
+
+
+def is_missed(state: Sidecar, row: ManifestRow, settings: Settings) -> bool:
+    """Tell whether a row's question should list an image, by the last that is known of it."""
+    if isinstance(state, UnlistedSidecar) and state.unlisted is not Unlisted.not_listed:
+        return False
+    try:
+        patient, coverage = _links(state)
+    except ValidationError:
+        return False
+    if row.patient_id is None:
+        return coverage == row.coverage_id
+    was_asked = (state.requested.patient_id, state.requested.coverage_id) == row.key
+    if row.coverage_id is None and patient is None:
+        return was_asked and settings.include_coverages
+    return row.coverage_id in (None, coverage) and (patient == row.patient_id or was_asked)
+
+
+def became_of(state: Sidecar, row: ManifestRow, now: ImageRecord | None) -> Unlisted | None:
+    """Say why an image is no longer listed, given its record as it is now.
+
+    None where that cannot be told from a question that was asked in another way: the image is of
+    another patient, and is as it was.
+    """
+    if now is None:
+        return Unlisted.gone
+    if now.deactivated:
+        return Unlisted.deactivated
+    patient, coverage = _links(state)
+    links = now.patient.id if now.patient else None, now.coverage.id if now.coverage else None
+    if links != (patient, coverage):
+        return Unlisted.moved
+    return Unlisted.not_listed if patient in (None, row.patient_id) or not row.patient_id else None
+
+
+def _links(state: Sidecar) -> tuple[str | None, str | None]:
+    """Return whose image it was last: a patient's, a coverage's."""
+    record = ImageRecord.model_validate(state.record)
+    return (
+        record.patient.id if record.patient else None,
+        record.coverage.id if record.coverage else None,
+    )

@@ -176,6 +176,13 @@ def _shard(value: object) -> object:
     return value if value is None or isinstance(value, Shard) else Shard.parse(str(value))
 
 
+def _printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be one line of text")
+    return text
+
+
+Line = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
 BaseURL = Annotated[str, AfterValidator(_base_url)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 HostNames = Annotated[
@@ -348,6 +355,12 @@ class Settings(Connection):
     shard: Annotated[Shard | None, NoDecode, BeforeValidator(_shard), Option(_RUN, "I/N")] = Field(
         default=None,
         description="only the I-th of N shares of the manifest; all N may run side by side",
+    )
+    operator: Annotated[Line | None, Option(_RUN, "NAME")] = Field(
+        default=None, description="who asks, for the run's record"
+    )
+    purpose: Annotated[Line | None, Option(_RUN, "TEXT")] = Field(
+        default=None, description="what for: both are for the accounting of disclosures"
     )
     dry_run: Annotated[bool, Option(_RUN)] = Field(
         default=False, description="ask the API and say what would be fetched; write nothing"

@@ -201,21 +201,17 @@ class Transport:
             try:
                 if answer.status in (429, 503):
                     self.query_slots.throttled(slot)
-                answer.expect_ok(f"the API's {target.path}")
-                parts: list[bytes] = []
-                size = 0
-                async for part in answer.parts():
-                    size += len(part)
-                    if size > LARGEST_ANSWER_BYTES:
-                        raise BadResponseError(
-                            f"the API's answer is larger than {LARGEST_ANSWER_BYTES >> 20} MiB",
-                            retryable=False,
-                        )
-                    parts.append(part)
+                try:
+                    answer.expect_ok(f"the API's {target.path}")
+                except StatusError as error:
+                    if error.status == HTTPStatus.NOT_FOUND:
+                        error.body = await _whole(answer)
+                    raise
+                body = await _whole(answer)
             finally:
                 answer.close()
             self.query_slots.went_well()
-            return b"".join(parts)
+            return body
 
     async def open_signed(self, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """Open a signed URL, sent byte for byte as it was given, and return its 200 or 206 answer.
@@ -309,6 +305,20 @@ class Transport:
             f"{what} names {shown}, which is no storage host bulkfetch knows: nothing was "
             "sent; if it is yours, name it with --storage-host"
         )
+
+
+async def _whole(answer: Answer) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in answer.parts():
+        size += len(part)
+        if size > LARGEST_ANSWER_BYTES:
+            raise BadResponseError(
+                f"the API's answer is larger than {LARGEST_ANSWER_BYTES >> 20} MiB",
+                retryable=False,
+            )
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _expect_signed(answer: Answer, who: str, *, with_range: bool) -> None:

@@ -71,7 +71,7 @@ async def put(
 
 
 async def held(archive: LocalArchive, place: Place = PLACE, *, rehash: bool = True) -> Held | None:
-    (state,) = await archive.held([place], rehash=rehash)
+    (state,) = (await archive.look([place], rehash=rehash)).held
     return state
 
 

@@ -288,7 +288,7 @@ async def test_how_a_process_ended_is_known_however_late_its_end_is_told(
         return waitpid(pid, options)
 
     monkeypatch.setattr(os, "waitpid", late)
-    simulator = serve(patients=100, storage_latency_s=0.1)
+    simulator = serve(patients=300, storage_latency_s=0.2)
     write_manifest(manifest, list(simulator.patient_ids()))
     job = asyncio.create_task(download_async(manifest, settings_for(simulator, archive, 2)))
     (helper,) = await at_work(archive, 1)
@@ -304,8 +304,11 @@ def test_whenever_a_process_is_killed_every_patient_has_its_state(
     write_manifest(manifest, list(simulator.patient_ids()))
     for tenths in range(6):
         archive = tmp_path / f"archive-{tenths}"
+        # Nothing ends before the second process has begun, however long that takes.
+        simulator.faults.add(parse_fault("storage:latency=2"))
         process = started(simulator, manifest, "--out", archive, "--processes=2")
         wait_for_journals(archive, process)
+        simulator.faults.clear()
         time.sleep(tenths / 10)
         for helper in helpers_of(process):
             os.kill(helper, signal.SIGKILL)

@@ -292,7 +292,7 @@ DAMAGE: list[tuple[Callable[[Path], Path], set[Kind]]] = [
     (replace_by_a_link, {Kind.link, Kind.missing}),
     (replace_by_a_pipe, {Kind.stray, Kind.missing}),
     (cut_the_journal, {Kind.journal}),
-    (drop_a_patients_line, {Kind.journal}),
+    (drop_a_patients_line, {Kind.journal, Kind.chain}),
     (tear_the_summary, {Kind.journal}),
 ]
 
@@ -319,13 +319,13 @@ def test_the_command_names_each_finding_and_what_to_do(made: Made) -> None:
     assert result.out == ""
     image = an_image(made.archive).relative_to(made.archive)
     assert f"changed: {image}: its SHA-256 is another" in result.err
-    for kind in (Kind.changed, Kind.journal):
+    for kind in (Kind.changed, Kind.journal, Kind.chain):
         assert f"1 {kind}: {ADVICE[kind]}" in result.err
     as_json = bulkfetch("verify", made.archive, "--json", "--processes=1")
     assert as_json.status == 1
     *told, last = map(json.loads, as_json.out.splitlines())
-    assert {line["finding"]["kind"] for line in told} == {"changed", "journal"}
-    assert last["report"]["findings"] == {"changed": 1, "journal": 1}
+    assert {line["finding"]["kind"] for line in told} == {"changed", "journal", "chain"}
+    assert last["report"]["findings"] == {"changed": 1, "journal": 1, "chain": 1}
     assert not last["report"]["ok"]
 
 

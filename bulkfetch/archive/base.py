@@ -6,15 +6,16 @@ that is there stands for a whole image, whenever the power fails.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
 
 from bulkfetch.models import Sidecar
 from bulkfetch.paths import DEFAULT_TEMPLATE
-from bulkfetch.plan import Held, Place
+from bulkfetch.plan import Held, Level, Place
 
 LAYOUT = 1
 # A body up to this size waits in memory; the part of a longer one is kept for another try.
@@ -85,25 +86,42 @@ class Stage(Protocol):
         """Add bytes at the end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What is held of some places, None where there is no sidecar, and of other images beside them.
+
+    Of the others only the latest version is told.
+    """
+
+    held: Sequence[Held | None]
+    others: Mapping[Place, Held]
+
+
 class Archive(Protocol):
     """A destination, open for one run.
 
     Every method raises `DestinationError` where the destination fails.
     """
 
-    async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
-        """Return what is held of each place, None where there is no sidecar.
+    async def look(
+        self, places: Sequence[Place], own: Sequence[Level] | None = None, *, rehash: bool
+    ) -> Holdings:
+        """Return what is held of each place, and of other images in the same directories.
 
-        A file is checked by its size, and by its SHA-256 too with `rehash`.
+        The others are looked for only where it is told which directory is the row's `own`, which is
+        looked at, too. A file is checked by its size, and by its SHA-256 too with `rehash`.
         """
 
     def stage(self, place: Place) -> AbstractAsyncContextManager[Stage]:
         """Make room for one image's bytes, beside their final name."""
 
-    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
-        """Give a staged file its name, durably, and then its sidecar."""
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
+        """Give a staged file its name, durably, and then its sidecar.
 
-    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
+        Returns the sidecar's SHA-256, in hex, as `note` does.
+        """
+
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
         """Write a sidecar that has no new file."""
 
     async def check_room(self) -> None:

@@ -7,37 +7,37 @@ that neither a name nor a link that somebody planted leads out of the archive.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import LAYOUT, Identity, Stage
+from bulkfetch.archive.base import LAYOUT, Holdings, Identity, Stage
 from bulkfetch.archive.commit import Committer, Job, NewFile
 from bulkfetch.archive.lock import WHOLE, Hold, hold
+from bulkfetch.archive.look import look, paths_of
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
-from bulkfetch.models import SCHEMA_VERSION, FileInfo, Shard, Sidecar, json_text
+from bulkfetch.models import (
+    Shard,
+    Sidecar,
+    json_text,
+)
 from bulkfetch.paths import parse_template
-from bulkfetch.plan import Held, Place
+from bulkfetch.plan import Level, Place
 
 PRIVATE = ".bulkfetch"
-_ENDING = re.compile("[a-z]+")
 # A look at a patient's directory that takes longer waited for the disk; as the next ones will.
 _SLOW_LOOK_S = 0.01
 _LOOKS_IN_THREADS = 64
-
-T = TypeVar("T")
 
 
 class Writer(NamedTuple):
@@ -208,20 +208,28 @@ class LocalArchive:
         """Where this run's journal and summary go."""
         return self._root / PRIVATE / "runs" / self._run_id
 
-    async def held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
-        """See `Archive.held`.
+    async def look(
+        self, places: Sequence[Place], own: Sequence[Level] | None = None, *, rehash: bool
+    ) -> Holdings:
+        """See `Archive.look`.
 
         A look at what the system has in memory takes less than the way to a thread; so it is tried
         without one, and the disk is not waited for twice in a row.
         """
-        if not any(map(self._has_directory, {place.directory for place in places})):
-            return [None] * len(places)
+        own_paths = paths_of(self._root, own) if own else ()
+        directories = dict.fromkeys([*(place.directory for place in places), *own_paths])
+        if not any(map(self._has_directory, directories)):
+            return Holdings([None] * len(places), {})
+
+        def look_now() -> Holdings:
+            return look(self._root, places, directories, rehash=rehash, with_others=own is not None)
+
         if rehash or self._slow_looks:
             self._slow_looks = max(0, self._slow_looks - 1)
-            return await in_thread(lambda: self._held(places, rehash=rehash))
+            return await in_thread(look_now)
         began = time.monotonic()
         with files.named():
-            found = self._held(places, rehash=False)
+            found = look_now()
         if time.monotonic() - began > _SLOW_LOOK_S:
             self._slow_looks = _LOOKS_IN_THREADS
         return found
@@ -232,7 +240,7 @@ class LocalArchive:
         except FileNotFoundError:
             return False
         except OSError:
-            pass  # whatever lies there is looked at, and named, by `_held`
+            pass  # whatever lies there is looked at, and named, by `look`
         return True
 
     def stage(self, place: Place) -> LocalStage:
@@ -241,25 +249,26 @@ class LocalArchive:
             place, lambda: self._make_directory(place.directory), self._room.take, self._parts
         )
 
-    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> None:
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.publish`."""
         if not isinstance(stage, LocalStage):
             raise TypeError("a stage is published by the archive that made it")
         if stage.file is not None:
             await stage.spill()
-        await self._commit(stage.place, stage.on_disk(name), revision, sidecar)
+        return await self._commit(stage.place, stage.on_disk(name), revision, sidecar)
 
-    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> None:
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.note`."""
-        await self._commit(place, None, revision, sidecar)
+        return await self._commit(place, None, revision, sidecar)
 
     async def _commit(
         self, place: Place, image: NewFile | None, revision: int, sidecar: Sidecar
-    ) -> None:
+    ) -> str:
         name = place.sidecar(revision)
         data = f"{json_text(sidecar, indent=2)}\n".encode()
         sidecar_file = NewFile(self._parts.name(name), name, data)
         await self._committer.do(Job(place.directory, image, sidecar_file))
+        return hashlib.sha256(data).hexdigest()
 
     async def check_room(self) -> None:
         """See `Archive.check_room`."""
@@ -319,25 +328,11 @@ class LocalArchive:
         finally:
             os.close(directory)
 
-    def _held(self, places: Sequence[Place], *, rehash: bool) -> list[Held | None]:
-        found: dict[Place, Held] = {}
-        for path in dict.fromkeys(place.directory for place in places):
-            with (
-                suppress(FileNotFoundError),
-                files.descriptor(self._root) as root,
-                files.subdirectory(path, root) as directory,
-            ):
-                names = frozenset(os.listdir(directory))  # noqa: PTH208  of a descriptor
-                for place in places:
-                    if place.directory == path and place.sidecar(1) in names:
-                        found[place] = _look(place, directory, names, rehash=rehash)
-        return [found.get(place) for place in places]
-
     def _quarantine(self, place: Place) -> None:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
         with self._turn_in(place.directory) as directory, files.descriptor(self._root) as root:
-            (held,) = self._held([place], rehash=True)
+            (held,) = look(self._root, [place], [place.directory], rehash=True).held
             if held is None or held.damage is None:
                 raise TakenError("another row or shard mended the image meanwhile")
             target = files.open_directory(there, root, make=True)
@@ -403,55 +398,3 @@ def _read_identity(root: Path, wanted: Identity) -> Identity | None:
                 f"{advice}, or name another directory with --out"
             )
     return found
-
-
-def _look(place: Place, directory: int, names: frozenset[str], *, rehash: bool) -> Held:
-    revision = 1
-    while place.sidecar(revision + 1) in names:
-        revision += 1
-    try:
-        state = parse_sidecar(files.read(place.sidecar(revision), directory))
-    except (ValueError, OSError, RecursionError):
-        return Held(None, revision, "its sidecar cannot be read")
-    damage = _damage(place, state.file, directory, rehash=rehash) if state.file else None
-    return Held(state, revision, damage)
-
-
-def parse_sidecar(raw: bytes) -> Sidecar:
-    """Return the sidecar that a file holds.
-
-    Raises:
-        ValueError: it holds none, or not a whole one.
-        ArchiveMismatchError: a later version of bulkfetch wrote it.
-    """
-    try:
-        return Sidecar.model_validate_json(raw)
-    except ValidationError:
-        # A lone surrogate's escape is JSON to Python alone.
-        values = json.loads(raw)
-    schema = values.get("schema_version") if isinstance(values, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        raise ArchiveMismatchError(
-            f"a sidecar is of schema {schema}, which a later bulkfetch wrote: use that one"
-        )
-    return Sidecar.model_validate(values)
-
-
-def _damage(place: Place, file: FileInfo, directory: int, *, rehash: bool) -> str | None:
-    stem, _, ending = file.path.rpartition(".")
-    if stem != place.stem or not _ENDING.fullmatch(ending):
-        return "its sidecar names a file that is not its own"
-    try:
-        found = os.stat(file.path, dir_fd=directory, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode):
-            return "its file is no regular file"
-        if found.st_size != file.size:
-            return f"its file has {found.st_size} bytes, not {file.size}"
-        if rehash:
-            opened = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
-            with os.fdopen(opened, "rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    return "its file's SHA-256 is another"
-    except FileNotFoundError:
-        return "its file is missing"
-    return None

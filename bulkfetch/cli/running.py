@@ -61,6 +61,11 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         f"\n{size_text(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
         f"retries: {summary.retries}; run {plain(summary.run_id)}"
     )
+    if summary.head:
+        say(f"head {summary.head}: keep it elsewhere, for verify --head")
+    if summary.unlisted:
+        became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
+        say(f"in the archive and no longer listed: {became.replace('_', ' ')}; noted in sidecars")
     if summary.duplicate_rows:
         say(f"manifest rows that repeat others, and were fetched once: {summary.duplicate_rows}")
     if summary.dry_run:

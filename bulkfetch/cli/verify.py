@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -49,6 +50,10 @@ def run(argv: Sequence[str]) -> int:
         help=f"where the ending does not tell: {', '.join(ManifestFormat)}",
     )  # fmt: skip
     parser.add_argument(
+        "--head", action="append", default=[], type=_digest, metavar="DIGEST",
+        help="that a run told, kept elsewhere: its record is to be whole; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
         "--processes", type=_processes, default=usable_cores(), metavar="N",
         help="that read side by side; by default as many as there are cores",
     )  # fmt: skip
@@ -86,6 +91,7 @@ def run(argv: Sequence[str]) -> int:
             seed=given.seed,
             processes=given.processes,
             manifest=manifest,
+            heads=given.head,
             found=found,
             looked_at=bar.update,
             attested=attested,
@@ -125,6 +131,12 @@ def _percent(text: str) -> float:
     if not 0 < percent <= 100:
         raise argparse.ArgumentTypeError("must be such as 5%: more than 0% and at most 100%")
     return percent
+
+
+def _digest(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise argparse.ArgumentTypeError("must be 64 hex digits, as a run's last lines tell them")
+    return text
 
 
 def _processes(text: str) -> int:

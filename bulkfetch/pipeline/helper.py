@@ -73,7 +73,9 @@ class _Helper:
                 start.number,
                 durable=not settings.no_fsync,
             ) as archive:
-                journal = Journal(archive.run_directory / f"journal-{start.number}.jsonl")
+                journal = Journal(
+                    archive.run_directory / f"journal-{start.number}.jsonl", start.head
+                )
                 self._patients = Patients(
                     settings,
                     self._services,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -20,7 +20,8 @@ from bulkfetch.errors import BulkfetchError, FetchError
 from bulkfetch.fetch import Downloader, without_work
 from bulkfetch.journal import Failure, Recorder
 from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
-from bulkfetch.plan import Ended, Item, place_of, plan
+from bulkfetch.pipeline.unlisted import Inquiry
+from bulkfetch.plan import Ended, Held, Item, Level, Place, levels_of, place_of, plan
 from bulkfetch.retry import Budget, Retry
 from bulkfetch.settings import Settings
 from bulkfetch.snapshot import InFlight
@@ -70,6 +71,14 @@ class Services:
     def outage(self) -> str | None:
         """What to tell a person while one of them is left alone; None when all is well."""
         return next((breaker.state for breaker in self._breakers if breaker.state), None)
+
+    async def image(self, image_id: str) -> ImageRecord | None:
+        """Return an image's record as it is now, None where it is gone.
+
+        Raises:
+            FetchError, CredentialsError: as `API.image_if_any` does, when trying again was in vain.
+        """
+        return await self._query_again(f"image {image_id}", self.api.image_if_any, image_id)
 
     async def images_of(self, row: ManifestRow) -> list[ImageRecord]:
         """Return the images of a row's patient or coverage.
@@ -127,9 +136,10 @@ class Patients:
             services.fetch_again,
             settings,
             run_id=run_id,
-            planner=self._planned,
+            planner=self._planned_anew,
             moved=recorder.moved,
         )
+        self._ask_after = Inquiry(services.image, archive, recorder, settings, run_id)
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
@@ -200,7 +210,8 @@ class Patients:
             if isinstance(answer, FetchError):
                 raise answer
             records = await self._services.images_of(row) if answer is None else answer
-            items = await self._planned(records, row)
+            own = levels_of(row, self._settings.path_template)
+            items, others = await self._planned(records, row, own)
             self._recorder.listed(items)
             async with asyncio.TaskGroup() as images:
                 for number, item in enumerate(items):
@@ -215,6 +226,8 @@ class Patients:
                     task = images.create_task(self._image(number, item, ended))
                     task.add_done_callback(self._download_ended)
             reached = len(ended) == len(items)
+            if reached:
+                await self._ask_after(row, others)
         except FetchError as failed:
             error = failed
             log.warning("%s: %s", row.label, failed)
@@ -226,7 +239,17 @@ class Patients:
                 self._tasks.discard(this)
             self._ended(row, failure)
 
-    async def _planned(self, records: Sequence[ImageRecord], row: ManifestRow) -> list[Item]:
+    async def _planned_anew(self, records: Sequence[ImageRecord], row: ManifestRow) -> list[Item]:
+        items, _ = await self._planned(records, row)
+        return items
+
+    async def _planned(
+        self,
+        records: Sequence[ImageRecord],
+        row: ManifestRow,
+        own: Sequence[Level] | None = None,
+    ) -> tuple[list[Item], Mapping[Place, Held]]:
+        """Decide about listed images; with the row's `own` directory, say what else is held."""
         for organization_id in {record.organization_id for record in records}:
             if organization_id:
                 await self._archive.claim(organization_id)
@@ -239,11 +262,12 @@ class Patients:
             )
         template = self._settings.path_template
         places = [place_of(record, row, template) for record in records]
-        held = await self._archive.held(places, rehash=self._settings.force)
-        return [
+        holdings = await self._archive.look(places, own, rehash=self._settings.force)
+        items = [
             plan(record, row, place, state, self._settings)
-            for record, place, state in zip(records, places, held, strict=True)
+            for record, place, state in zip(records, places, holdings.held, strict=True)
         ]
+        return items, holdings.others
 
     def _download_ended(self, _: asyncio.Task[None]) -> None:
         self._downloading -= 1

@@ -20,6 +20,7 @@ from http import HTTPStatus
 
 from yarl import URL
 
+from bulkfetch import chain
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
 from bulkfetch.archive import Identity, LocalArchive, files
@@ -155,17 +156,13 @@ class Run:
                     self._helpers = self._helpers_for(archive, identity, shared, tokens)
                 self._crew = [self._here, *self._helpers]
                 try:
-                    self._recorder.event(
-                        "run_started", run_id=self.run_id, bulkfetch_version=__version__
-                    )
                     self._working = True
                     if first is not None:
                         await self._work(first, answer, rows)
                 finally:
                     self._working = False
                     self._progress.close()
-                    summary = self._summary(time.monotonic() - started)
-                    self._close(archive, summary)
+                    summary = self._close(archive, time.monotonic() - started)
         return summary
 
     def _open_archive(self, stack: ExitStack, identity: Identity) -> LocalArchive:
@@ -182,8 +179,17 @@ class Run:
                 is_joined=self._processes > 1,
             )
         )
-        self._journal = Journal(archive.run_directory / "journal.jsonl")
+        self._journal = Journal(archive.run_directory / chain.FIRST)
         self._recorder = Recorder(self._tally, self._journal)
+        self._recorder.event(
+            "run_started",
+            run_id=self.run_id,
+            bulkfetch_version=__version__,
+            operator=settings.operator,
+            purpose=settings.purpose,
+            shard=settings.shard and str(settings.shard),
+            heads=chain.heads_of_runs(archive.run_directory.parent, durable=not settings.no_fsync),
+        )
         self._failures = FailuresFile(archive.run_directory / "failures.csv", self._facts.columns)
         self._snapshots = SnapshotFile(
             archive,
@@ -197,7 +203,7 @@ class Run:
     def _helpers_for(
         self, archive: LocalArchive, identity: Identity, shared: int, tokens: Tokens
     ) -> list[Helper]:
-        if archive.writer is None:
+        if archive.writer is None or self._journal is None:
             return []
         starts = (
             Start(
@@ -207,6 +213,7 @@ class Run:
                 writer=archive.writer,
                 number=number,
                 processes=self._processes,
+                head=self._journal.head,
                 budget=shared,
                 log_level=logging.getLogger("bulkfetch").getEffectiveLevel(),
                 grace_s=self._grace_s,
@@ -380,23 +387,36 @@ class Run:
             bytes=tally.bytes,
             retries=self._budget.count,
             failed_by_kind=dict(sorted(tally.kinds.items())),
+            unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
             failures=self._failures.path if self._failures else None,
             bulkfetch_version=__version__,
         )
 
-    def _close(self, archive: LocalArchive, summary: Summary) -> None:
-        self._recorder.event("run_finished", exit_code=summary.exit_code)
+    def _close(self, archive: LocalArchive, seconds: float) -> Summary:
+        """Finish the run's record, and return its sums."""
+        summary = self._summary(seconds)
         if self._journal is None or self._failures is None or self._snapshots is None:
-            return
+            return summary
         # On a full disk this fails too, and the first error is the one to tell.
         with suppress(BulkfetchError) if self.fatal else nullcontext():
+            with files.named(str(archive.run_directory)):
+                heads = chain.heads_of_helpers(archive.run_directory)
+            self._journal.event(
+                "run_finished",
+                exit_code=summary.exit_code,
+                patients=summary.patients,
+                images=summary.images,
+                heads=heads,
+            )
+            summary = summary.model_copy(update={"head": self._journal.head})
             self._journal.close(durable=not self._settings.no_fsync)
             self._failures.close(durable=not self._settings.no_fsync)
             archive.write_private(
                 f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)
             )
             self._snapshots.remove()
+        return summary
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class Start:
     Attributes:
         settings: with this process's share of what is bounded, and without credentials.
         number: of this process, from 2, out of `processes`.
+        head: the digest of the first line of the run's first journal, which this one's follows.
         budget: a descriptor, inherited; see `Budget`.
         log_level: as `logging` has it.
     """
@@ -42,6 +43,7 @@ class Start:
     writer: Writer
     number: int
     processes: int
+    head: str | None
     budget: int
     log_level: int
     grace_s: float

@@ -64,11 +64,15 @@ class Catalog:
         self._changed: dict[str, ImageRecord] = {}
         self.patches: dict[str, JsonObject] = {}
         """Fields laid over an image's JSON as it is sent, by image ID."""
+        self.removed: set[str] = set()
+        """IDs of images that were deleted for good."""
         self.merges: dict[str, str] = {}
         """Patients merged into others: asked for the first, the API shows the second's images."""
 
     def image(self, image_id: str) -> ImageRecord | None:
         """The image with this ID as it is now, deactivated or not."""
+        if image_id in self.removed:
+            return None
         return self._changed.get(image_id) or self._population.find_image(image_id)
 
     def search(
@@ -77,7 +81,7 @@ class Catalog:
         """The images that a search finds, in the order it asks for; ties are broken by ID."""
         if wanted.patient_id in self.merges:
             wanted = replace(wanted, patient_id=self.merges[wanted.patient_id])
-        found = {image.id: image for image in self._candidates(wanted)}
+        found = {i.id: i for i in self._candidates(wanted) if i.id not in self.removed}
         admitted = sorted(filter(wanted.admits, found.values()), key=lambda image: image.id)
         admitted.sort(key=SORT_FIELDS[sort_field], reverse=descending)
         return admitted

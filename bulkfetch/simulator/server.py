@@ -174,6 +174,10 @@ class Simulator:
         else:
             self._catalog.patches.pop(image_id, None)
 
+    def remove_image(self, image_id: str) -> None:
+        """Deletes an image for good: no search finds it, and asked for by its ID it is unknown."""
+        self._catalog.removed.add(image_id)
+
     def merge_patient(self, patient_id: str, into: str) -> None:
         """Makes a search for one patient answer with another's images, as after a merge."""
         self._catalog.merges[patient_id] = into

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from bulkfetch.archive import files
@@ -43,6 +43,7 @@ def verify(
     seed: str | None = None,
     processes: int = 1,
     manifest: Manifest | None = None,
+    heads: Collection[str] = (),
     found: Callable[[Finding], None] = lambda _: None,
     looked_at: Callable[[int], object] = lambda _: None,
     attested: Callable[[ManifestRow, LastWord], None] = lambda _row, _word: None,
@@ -54,6 +55,8 @@ def verify(
         percent: of the files, how many are hashed; of all of them, presence and size are checked.
         seed: which of them: the same seed and percentage are the same files; by default a new one.
         processes: how many read side by side; more than 1 only where no other thread runs.
+        heads: digests that runs told as their `head`, kept elsewhere since: their lines are to be
+            in the journals still.
         manifest: its rows are reconciled with the journals.
         looked_at: told how many files more were checked.
         attested: told of each row without an image, and when the API last said so.
@@ -89,7 +92,7 @@ def verify(
             checked.findings.clear()
 
         check_images(root, identity, sample, processes, told)
-        with Journals(root, damaged) as journals:
+        with Journals(root, damaged, heads) as journals:
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
     return Report(

@@ -24,6 +24,8 @@ class Kind(StrEnum):
     link = "link"
     unreadable = "unreadable"
     lost = "lost"
+    rewritten = "rewritten"
+    chain = "chain"
     journal = "journal"
     unarchived = "unarchived"
 
@@ -43,13 +45,21 @@ ADVICE = {
     Kind.link: "move it away: a link is never followed, and is no image",
     Kind.unreadable: "get access to it, or see to the disk",
     Kind.lost: "restore it from a copy, or run download again, and find out who removed it",
+    Kind.rewritten: "find out who changed it; restore it from a copy of the archive",
+    Kind.chain: "find out who changed the journals; restore them from a copy kept elsewhere",
     Kind.journal: "restore it from a copy; the images are judged by their sidecars",
     Kind.unarchived: "run download with the same manifest again",
 }
 
 
 # What speaks against an image that was archived.
-AGAINST_AN_IMAGE = frozenset(Kind) - {Kind.stray, Kind.part, Kind.journal, Kind.unarchived}
+AGAINST_AN_IMAGE = frozenset(Kind) - {
+    Kind.stray,
+    Kind.part,
+    Kind.chain,
+    Kind.journal,
+    Kind.unarchived,
+}
 
 
 class Finding(NamedTuple):

@@ -6,20 +6,32 @@ import json
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
 
+from bulkfetch import chain
+from bulkfetch.archive import files
 from bulkfetch.archive.local import PRIVATE
-from bulkfetch.errors import DestinationError
+from bulkfetch.errors import DestinationError, PathRefusedError
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import private_database
-from bulkfetch.models import ImageOutcome, ManifestRow, PatientState, Summary
+from bulkfetch.models import (
+    ImageOutcome,
+    ImageSums,
+    ManifestRow,
+    PatientState,
+    PatientSums,
+    Summary,
+)
 from bulkfetch.paths import safe_name
+from bulkfetch.plan import Place
 from bulkfetch.verification.findings import Checked, Kind, Reconciled
+from bulkfetch.verification.links import Links
 
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
@@ -34,35 +46,73 @@ class _PatientEvent(BaseModel):
 
 
 class _ImageEvent(BaseModel):
-    event: Literal["image"]
+    """An image's end; of one that is `unlisted`, what was noted of it, with no outcome.
+
+    `sidecar` is the digest of the sidecar that was written, of a `revision` if not the first.
+    """
+
+    event: Literal["image", "unlisted"]
     patient_id: str | None = None
     coverage_id: str | None = None
     image_id: str
     version: int
     directory: str
-    outcome: ImageOutcome
+    outcome: ImageOutcome | None = None
+    sidecar: str | None = None
+    revision: int = 1
+
+    @property
+    def place(self) -> Place:
+        return Place(self.directory, f"{safe_name(self.image_id)}.v{self.version}")
+
+    @property
+    def path(self) -> str:
+        """The sidecar that it vouches for."""
+        return f"{self.directory}/{self.place.sidecar(self.revision)}"
+
+
+class _FinishedEvent(BaseModel):
+    event: Literal["run_finished"]
+    patients: PatientSums
+    images: ImageSums
 
 
 class _OtherEvent(BaseModel):
     event: str
 
 
-Event = _PatientEvent | _ImageEvent | _OtherEvent
+Event = _PatientEvent | _ImageEvent | _FinishedEvent | _OtherEvent
+_TAGS = {
+    "patient": "patient",
+    "image": "image",
+    "unlisted": "image",
+    "run_finished": "finished",
+}
 
 
 def _kind_of(event: object) -> str:
     kind = event.get("event") if isinstance(event, dict) else None
-    return kind if kind in ("patient", "image") else "other"
+    return _TAGS.get(str(kind), "other")
 
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(
     Annotated[
         Annotated[_PatientEvent, Tag("patient")]
         | Annotated[_ImageEvent, Tag("image")]
+        | Annotated[_FinishedEvent, Tag("finished")]
         | Annotated[_OtherEvent, Tag("other")],
         Discriminator(_kind_of),
     ]
 )
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A sidecar that is not as a run wrote it: its digest now, the run, who had asked for it."""
+
+    found: str
+    run_id: str
+    asked: set[str] = field(default_factory=set)
 
 
 class LastWord(NamedTuple):
@@ -81,10 +131,16 @@ class Journals:
         without_summary: how many of them were killed, or are at work.
     """
 
-    def __init__(self, root: Path, damaged: set[str]) -> None:
-        """`damaged` are the images that findings speak of: paths without their endings."""
+    def __init__(self, root: Path, damaged: set[str], heads: Collection[str] = ()) -> None:
+        """`damaged` are the images that findings speak of: paths without their endings.
+
+        `heads` are digests of journals' lines that somebody kept elsewhere.
+        """
         self._root = root
+        self._runs = root / PRIVATE / "runs"
         self._damaged = damaged
+        self._links = Links(self._runs, heads)
+        self._suspects: dict[str, _Suspect] = {}
         self.runs = 0
         self.without_summary = 0
         with _on_disk():
@@ -95,19 +151,26 @@ class Journals:
             self._db.execute("CREATE TABLE damaged (asked TEXT PRIMARY KEY)")
 
     def __enter__(self) -> Self:
+        self._directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         return self
 
     def __exit__(self, *_: object) -> None:
+        os.close(self._directory)
         self._db.close()
 
     def check(self, told: Callable[[Checked], None]) -> None:
         """Tell what was archived and is not there, and what is wrong with the journals."""
-        runs = self._root / PRIVATE / "runs"
-        for run in sorted(path for path in runs.glob("*") if path.is_dir()):
+        runs = sorted(path for path in self._runs.glob("*") if path.is_dir())
+        for run in runs:
             self.runs += 1
             checked = Checked()
             self._check_run(run, checked)
             told(checked)
+        checked = Checked()
+        self._links.missing(checked)
+        if self._suspects:
+            self._check_suspects(runs, checked)
+        told(checked)
 
     def last_word(self, patient_id: str | None, coverage_id: str | None) -> LastWord | None:
         """Return what was last said of a row with these IDs, None where it was never asked."""
@@ -129,20 +192,40 @@ class Journals:
     def _check_run(self, run: Path, checked: Checked) -> None:
         summary = self._summary(run, checked)
         states: Counter[str] = Counter()
+        finished: _FinishedEvent | None = None
         for path in sorted(run.glob("journal*.jsonl")):
             name = str(path.relative_to(self._root))
             try:
-                for line in _lines(path):
+                for line in self._links.follow(path, checked):
+                    event = _event(line)
                     # What a killed run was about to write ends in the middle.
-                    if line is None and summary is not None:
+                    if event is None and (summary is not None or line.endswith(b"\n")):
                         checked.find(Kind.journal, name, "a line of it is no event")
-                    elif line is not None:
-                        self._check_event(run.name, line, states, checked)
+                    elif isinstance(event, _FinishedEvent):
+                        finished = event
+                    elif event is not None:
+                        self._check_event(run.name, event, states, checked)
             except OSError as error:
                 checked.find(Kind.unreadable, name, error.strerror or "it cannot be read")
         if summary is None:
             self.without_summary += 1
-            return
+        else:
+            self._check_sums(run, summary, states, finished, checked)
+
+    def _check_sums(
+        self,
+        run: Path,
+        summary: Summary,
+        states: Counter[str],
+        finished: _FinishedEvent | None,
+        checked: Checked,
+    ) -> None:
+        if finished is None or (finished.patients, finished.images) != (
+            summary.patients,
+            summary.images,
+        ):
+            name = str((run / "summary.json").relative_to(self._root))
+            checked.find(Kind.journal, name, "its journal has not the same sums")
         said = summary.patients.model_dump()
         for state in (PatientState.complete, PatientState.empty, PatientState.failed):
             if states[state] < said[state]:
@@ -161,17 +244,47 @@ class Journals:
                     "INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)",
                     (asked, event.state, event.at, run_id),
                 )
-        elif isinstance(event, _ImageEvent) and event.outcome in _ARCHIVED:
-            image = f"{event.directory}/{safe_name(event.image_id)}.v{event.version}"
-            if image not in self._damaged and not os.path.lexists(self._root / f"{image}.json"):
+        elif isinstance(event, _ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):
+            image = f"{event.directory}/{event.place.stem}"
+            if image not in self._damaged and not self._is_there(run_id, event):
                 self._damaged.add(image)
-                checked.find(Kind.lost, f"{image}.json", f"run {run_id} says that it was archived")
+                checked.find(Kind.lost, event.path, f"run {run_id} says that it was archived")
             if image in self._damaged:
-                with _on_disk():
-                    self._db.execute(
-                        "INSERT OR IGNORE INTO damaged VALUES (?)",
-                        (_key(event.patient_id, event.coverage_id),),
-                    )
+                self._note_damage(_key(event.patient_id, event.coverage_id))
+
+    def _is_there(self, run_id: str, event: _ImageEvent) -> bool:
+        """Tell whether a sidecar is there; where it is another than was written, remember that."""
+        if event.sidecar is None:
+            return os.path.lexists(self._root / event.path)
+        try:
+            with files.subdirectory(event.directory, self._directory) as directory:
+                found = chain.digest(files.read(event.place.sidecar(event.revision), directory))
+        except FileNotFoundError:
+            return False
+        except (OSError, PathRefusedError):
+            return True  # what stands in the way was found where it lies
+        if found != event.sidecar:
+            suspect = self._suspects.setdefault(event.path, _Suspect(found, run_id))
+            suspect.asked.add(_key(event.patient_id, event.coverage_id))
+        return True
+
+    def _check_suspects(self, runs: Sequence[Path], checked: Checked) -> None:
+        """Note which sidecars no run wrote; what was mended later was written by a later one."""
+        for path in (path for run in runs for path in sorted(run.glob("journal*.jsonl"))):
+            with suppress(OSError), path.open("rb") as file:
+                for event in map(_event, file):
+                    if not isinstance(event, _ImageEvent) or event.path not in self._suspects:
+                        continue
+                    if self._suspects[event.path].found == event.sidecar:
+                        del self._suspects[event.path]
+        for name, suspect in self._suspects.items():
+            checked.find(Kind.rewritten, name, f"it is not what run {suspect.run_id} wrote")
+            for asked in suspect.asked:
+                self._note_damage(asked)
+
+    def _note_damage(self, asked: str) -> None:
+        with _on_disk():
+            self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
 
     def _summary(self, run: Path, checked: Checked) -> Summary | None:
         path = run / "summary.json"
@@ -219,14 +332,12 @@ def _key(patient_id: str | None, coverage_id: str | None) -> str:
     return json.dumps([patient_id, coverage_id])
 
 
-def _lines(path: Path) -> Iterator[Event | None]:
-    """Yield the events of a journal, None for a line that is none."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                yield _EVENT.validate_json(line) if line.endswith(b"\n") else None
-            except ValidationError:
-                yield None
+def _event(line: bytes) -> Event | None:
+    """Return the event of a journal's line, None where it is none."""
+    try:
+        return _EVENT.validate_json(line) if line.endswith(b"\n") else None
+    except ValidationError:
+        return None
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from bulkfetch.archive import Identity, files
-from bulkfetch.archive.local import parse_sidecar
+from bulkfetch.archive.look import parse_sidecar
 from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
-from bulkfetch.models import ImageRecord, ManifestRow, Sidecar
+from bulkfetch.models import ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
+from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place, place_of
 from bulkfetch.verification.findings import Checked, Kind, Sample
 
@@ -118,9 +119,15 @@ class _Leaf:
         asked = state.requested
         row = ManifestRow(line=0, patient_id=asked.patient_id, coverage_id=asked.coverage_id)
         place = place_of(record, row, self._identity.path_template)
-        if place != here:
-            self._find(Kind.misplaced, name, f"it belongs to {place.directory}/{place.stem}")
-        if (state.image_id, state.version) != (record.id, record.version):
+        if isinstance(state, UnlistedSidecar):
+            # Its record is that of today; the image's own sidecar says where both belong.
+            ours = f"{safe_name(state.image_id)}.v{state.version}" == stem
+            same = ours and state.image_id == record.id
+        else:
+            if place != here:
+                self._find(Kind.misplaced, name, f"it belongs to {place.directory}/{place.stem}")
+            same = (state.image_id, state.version) == (record.id, record.version)
+        if not same:
             self._find(Kind.inconsistent, name, "its record is of another image or version")
         owner = self._identity.organization_id
         if owner and record.organization_id and record.organization_id != owner:

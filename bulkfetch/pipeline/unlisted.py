@@ -1,0 +1,102 @@
+"""Images that the archive holds and that a row's question lists no longer: what became of them.
+
+Each is asked for by its ID, and its state noted in a further revision of its sidecar; nothing that
+is there is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+
+from bulkfetch._version import __version__
+from bulkfetch.archive import LocalArchive
+from bulkfetch.errors import TakenError
+from bulkfetch.journal import Recorder
+from bulkfetch.models import (
+    ImageRecord,
+    ManifestRow,
+    Requested,
+    Sidecar,
+    Unlisted,
+    UnlistedSidecar,
+)
+from bulkfetch.plan import Held, Place, became_of, is_missed
+from bulkfetch.settings import Settings
+
+Ask = Callable[[str], Awaitable[ImageRecord | None]]
+
+
+class Inquiry:
+    """Asks after images that are missed. `ask` returns an image's record, None where it is gone."""
+
+    def __init__(
+        self,
+        ask: Ask,
+        archive: LocalArchive,
+        recorder: Recorder,
+        settings: Settings,
+        run_id: str,
+    ) -> None:
+        self._ask = ask
+        self._archive = archive
+        self._recorder = recorder
+        self._settings = settings
+        self._run_id = run_id
+
+    async def __call__(self, row: ManifestRow, others: Mapping[Place, Held]) -> None:
+        """Note what became of those images that the row should list, and does not.
+
+        Raises:
+            FetchError: one could not be asked for; it is as it was, and missed again next time.
+            DestinationError: the archive cannot be written.
+        """
+        for place, held in others.items():
+            state = held.state
+            if state is None or not is_missed(state, row, self._settings):
+                continue
+            now = await self._ask(state.image_id)
+            if (reason := became_of(state, row, now)) is None:
+                continue
+            sidecar = self._sidecar(state, row, now, reason)
+            if _tells(sidecar) != _tells(state):
+                await self._note(row, place, held.revision + 1, sidecar)
+
+    async def _note(
+        self, row: ManifestRow, place: Place, revision: int, sidecar: UnlistedSidecar
+    ) -> None:
+        written = None
+        if not self._settings.dry_run:
+            try:
+                written = await self._archive.note(place, revision, sidecar)
+            except TakenError:
+                return  # another row or shard missed it, too
+        self._recorder.unlisted(row, place, revision, sidecar, written)
+
+    def _sidecar(
+        self, state: Sidecar, row: ManifestRow, now: ImageRecord | None, reason: Unlisted
+    ) -> UnlistedSidecar:
+        known = dict(state)
+        if now is not None:
+            known |= {
+                "status": now.status,
+                "deactivated": now.deactivated,
+                "patient_id": now.patient.id if now.patient else None,
+                "coverage_id": now.coverage.id if now.coverage else None,
+                "record": now.for_sidecar(),
+            }
+        known |= {
+            "requested": Requested(patient_id=row.patient_id, coverage_id=row.coverage_id),
+            "manifest": dict(row.extra) or None,
+            "fetched_at": datetime.now(UTC),
+            "run_id": self._run_id,
+            "bulkfetch_version": __version__,
+            "unlisted": reason,
+        }
+        return UnlistedSidecar(**known)
+
+
+def _tells(state: Sidecar) -> tuple[object, ...]:
+    """Return what makes a state another one."""
+    reason = state.unlisted if isinstance(state, UnlistedSidecar) else None
+    return reason, state.status, state.deactivated, state.record.get("version")
