@@ -45,12 +45,14 @@ class Tally:
 
     Attributes:
         total: patients in the manifest, or in the share of it that somebody else does not count.
+        kinds: patients that failed, by the kind of their first error.
         hindrance: what holds the run up, in words; None when nothing does.
     """
 
     def __init__(self, total: int = 0) -> None:
         self.total = total
         self.patients: Counter[PatientState] = Counter()
+        self.kinds: Counter[str] = Counter()
         self.images: Counter[ImageOutcome] = Counter()
         self.unlisted: Counter[Unlisted] = Counter()
         self.listed = 0
@@ -61,6 +63,7 @@ class Tally:
         """Return the sums of both."""
         both = Tally(self.total + other.total)
         both.patients = self.patients + other.patients
+        both.kinds = self.kinds + other.kinds
         both.images = self.images + other.images
         both.unlisted = self.unlisted + other.unlisted
         both.listed = self.listed + other.listed
@@ -326,6 +329,7 @@ class Recorder:
         errors = [error] if error is not None else list(failed.values())
         if errors:
             state = PatientState.failed
+            self._tally.kinds[errors[0].kind] += 1
         elif not reached:
             state = PatientState.not_reached
         else:

@@ -304,7 +304,8 @@ class Summary(_Frozen):
     `head` is the digest of the last line of the run's first journal, which stands for all that it
     recorded (see `bulkfetch.chain`); None where nothing was written. `unlisted` are the images in
     the archive that were found to be no longer listed, by what became of them. `failures` is the
-    path of the manifest of what failed, None where nothing did. Of a `shard`, the sums are those of
+    path of the manifest of what failed, None where nothing did; `failed_by_kind` counts the same
+    patients by the kind of their first error. Of a `shard`, the sums are those of
     its own rows.
     """
 
@@ -320,6 +321,7 @@ class Summary(_Frozen):
     images: ImageSums
     bytes: int
     retries: int
+    failed_by_kind: dict[str, int] = Field(default_factory=dict)
     head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0

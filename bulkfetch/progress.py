@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from bulkfetch.journal import Tally
 from bulkfetch.models import PatientState
 
 PLAIN_EVERY_S = 5.0
+_UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 class ProgressStyle(StrEnum):
@@ -119,6 +121,16 @@ def size_text(size_bytes: float) -> str:
         return f"{size_bytes:.0f} B"
     text = tqdm.format_sizeof(size_bytes, "", 1000)
     return f"{text[:-1]} {text[-1]}B"
+
+
+def time_text(seconds: float) -> str:
+    """Return a time span for people, in its two largest units."""
+    whole = round(seconds)
+    for (size, unit), (smaller, below) in itertools.pairwise(_UNITS):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size:,} {unit}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"
 
 
 def _numbers(tally: Tally, elapsed_s: float) -> str:

@@ -16,10 +16,12 @@ class AdaptiveSlots:
 
     Attributes:
         bound: slots when all is well.
+        taken: how many are held now.
     """
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
+        self.taken = 0
         self._semaphore = asyncio.Semaphore(bound)
         self._limit = float(bound)
         self._kept_back = 0
@@ -34,9 +36,11 @@ class AdaptiveSlots:
     async def take(self) -> AsyncIterator[int]:
         """Wait for a slot, and hold it; yields what `throttled` is to be told."""
         await self._semaphore.acquire()
+        self.taken += 1
         try:
             yield self._cuts
         finally:
+            self.taken -= 1
             if self._kept_back < self.bound - self.limit:
                 self._kept_back += 1
             else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -122,14 +123,18 @@ def exists(name: str, directory: int) -> bool:
     return True
 
 
-def read(name: str, directory: int) -> bytes:
-    """Return a file's bytes; a pipe that lies there is empty, and not waited for."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    descriptor = os.open(name, flags, dir_fd=directory)
+def open_to_read(name: str, directory: int) -> int:
+    """Return a descriptor of a file to read; a pipe that lies there is empty, not waited for."""
+    return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+
+
+def read(name: str, directory: int, at_most: float = math.inf) -> bytes:
+    """Return a file's bytes, of a file longer than `at_most` only its beginning."""
+    descriptor = open_to_read(name, directory)
     try:
         data = part = os.read(descriptor, _READ_BYTES)
         # Less than was asked for is the end of a file.
-        while len(part) == _READ_BYTES:
+        while len(part) == _READ_BYTES and len(data) < at_most:
             part = os.read(descriptor, _READ_BYTES)
             data += part
     finally:

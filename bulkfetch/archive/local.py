@@ -302,12 +302,19 @@ class LocalArchive:
                 self.write_private("archive.json", identity.model_dump_json(indent=2))
             self._identity = identity
 
-    def write_private(self, name: str, text: str) -> None:
-        """Write a whole text file below `.bulkfetch`, or leave the one that is there."""
+    def write_private(self, name: str, text: str, *, durable: bool = True) -> None:
+        """Write a whole text file below `.bulkfetch`, or leave the one that is there.
+
+        Without `durable`, a power cut may lose it, even where nothing else is lost.
+
+        Raises:
+            DestinationError: it cannot be written.
+        """
         path = self._root / PRIVATE / name
         with files.named(str(path)), files.descriptor(path.parent) as directory:
             part, data = self._parts.name(path.name), f"{text}\n".encode()
-            files.write_whole(directory, part, path.name, data, durable=self._durable)
+            durable = durable and self._durable
+            files.write_whole(directory, part, path.name, data, durable=durable)
 
     def _make_directory(self, path: str) -> int:
         return files.open_directory(path, self._directory, make=True, durable=self._durable)

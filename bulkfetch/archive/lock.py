@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkfetch.archive import files
 from bulkfetch.errors import DestinationError
@@ -25,6 +25,7 @@ WHOLE = ""
 _GATE_S = 2.0
 # The other processes of a run whose first was killed end at once, but for what the disk is at.
 _LAST_WRITE_S = 10.0
+_LONGEST_HOLDER = 2**16
 _OWNER = re.compile(r"([0-9]+)-of-([0-9]+)")
 
 
@@ -32,7 +33,7 @@ class _Holder(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     run_id: str
-    pid: int
+    pid: int = Field(gt=0, lt=2**31)
     host: str
 
     def has_died(self) -> bool:
@@ -79,10 +80,16 @@ class Hold:
         self.dead = {}
 
 
-def is_held(private: Path) -> bool:
-    """Tell whether a run is at work in an archive, as far as can be seen without its locks."""
-    holders = (_read_holder(private, owner) for owner in _owners(private, "holder"))
-    return any(who is not None and not who.has_died() for who in holders)
+def at_work(private: Path) -> dict[str, Shard | None]:
+    """Return the runs at work in an archive, as far as can be seen without its locks.
+
+    They are told by their IDs, each with the shard that it has.
+    """
+    return {
+        who.run_id: Shard(*map(int, shard.groups())) if (shard := _OWNER.fullmatch(owner)) else None
+        for owner in _owners(private, "holder")
+        if (who := _read_holder(private, owner)) is not None and not who.has_died()
+    }
 
 
 @contextmanager
@@ -161,7 +168,10 @@ def _name(private: Path, what: str, owner: str, ending: str) -> Path:
 
 def _read_holder(private: Path, owner: str) -> _Holder | None:
     try:
-        return _Holder.model_validate_json(_holder(private, owner).read_bytes())
+        with files.descriptor(private) as directory:
+            return _Holder.model_validate_json(
+                files.read(_holder(private, owner).name, directory, _LONGEST_HOLDER)
+            )
     except (OSError, ValidationError):
         return None
 

@@ -28,7 +28,7 @@ KEEP_S = 7 * 24 * 3600.0
 # What a run may leave half-made beside images, and below `.bulkfetch`; other names are not ours.
 _OWNER = r"(?:\.(?P<owner>[0-9]+-of-[0-9]+))?(?:\.[0-9a-z]+-[0-9]+)?"
 _IMAGE_PART = re.compile(rf"\..+\.v[0-9]+(?:(?:\.r[0-9]+)?\.json)?{_OWNER}\.part", re.DOTALL)
-_PRIVATE_PART = re.compile(rf"\.(?:archive|summary|[0-9a-f]{{32}})\.json{_OWNER}\.part")
+_PRIVATE_PART = re.compile(rf"\.(?:archive|summary|progress|[0-9a-f]{{32}})\.json{_OWNER}\.part")
 
 
 class _Entry(BaseModel):

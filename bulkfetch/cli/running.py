@@ -7,9 +7,11 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bulkfetch.logs import plain
 from bulkfetch.models import ImageSums, PatientSums, Summary
 from bulkfetch.progress import size_text
 
@@ -57,7 +59,7 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
     rate = size_text(summary.bytes / summary.seconds) if summary.seconds else "0 B"
     say(
         f"\n{size_text(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
-        f"retries: {summary.retries}; run {summary.run_id}"
+        f"retries: {summary.retries}; run {plain(summary.run_id)}"
     )
     if summary.head:
         say(f"head {summary.head}: keep it elsewhere, for verify --head")
@@ -76,10 +78,14 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         say("not all was reached: run the same command again to go on from here")
     if summary.failures:
         again = shlex.join(["bulkfetch", "download", summary.failures, "--out", out])
-        say(
-            f"{patients.failed} failed: see {summary.failures}\n"
-            f"to try these again, with the same other options:\n  {again}"
-        )
+        kinds = kinds_text(summary.failed_by_kind)
+        say(plain(f"{patients.failed} failed{kinds and f' ({kinds})'}: see {summary.failures}"))
+        say(f"to try these again, with the same other options:\n  {plain(again)}")
+
+
+def kinds_text(kinds: Mapping[str, int]) -> str:
+    """Tell failures by their kind."""
+    return ", ".join(f"{kind}: {n:,}" for kind, n in kinds.items())
 
 
 def table(patients: PatientSums, images: ImageSums) -> str:

@@ -167,6 +167,7 @@ class _Helper:
             self._ended,
             self._failures,
             self._tally + Tally(),
+            self._patients.in_flight,
             self._services.query_limit,
             self._services.outage,
             is_last,

@@ -24,6 +24,7 @@ from bulkfetch.pipeline.unlisted import Inquiry
 from bulkfetch.plan import Ended, Held, Item, Level, Place, levels_of, place_of, plan
 from bulkfetch.retry import Budget, Retry
 from bulkfetch.settings import Settings
+from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import Transport
 
 # What is in flight when a run is told to end has so long to end by itself.
@@ -122,6 +123,7 @@ class Patients:
         self._fail = fail
         self._grace_s = grace_s
         self._downloads = asyncio.Semaphore(settings.download_concurrency)
+        self._downloading = 0
         self._seats = seats_of(settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group = asyncio.TaskGroup()
@@ -164,6 +166,12 @@ class Patients:
     def has_room(self) -> bool:
         """Whether another may be begun."""
         return self.free > 0
+
+    @property
+    def in_flight(self) -> InFlight:
+        """What is under way."""
+        queries = self._services.transport.query_slots.taken
+        return InFlight(len(self._tasks), queries, self._downloading)
 
     def begin(self, row: ManifestRow, answer: list[ImageRecord] | FetchError | None = None) -> None:
         """Begin with a patient; `answer` is that to its query, where it was asked already."""
@@ -214,8 +222,9 @@ class Patients:
                     if self._stopping:
                         self._downloads.release()
                         break
+                    self._downloading += 1
                     task = images.create_task(self._image(number, item, ended))
-                    task.add_done_callback(lambda _: self._downloads.release())
+                    task.add_done_callback(self._download_ended)
             reached = len(ended) == len(items)
             if reached:
                 await self._ask_after(row, others)
@@ -259,6 +268,10 @@ class Patients:
             for record, place, state in zip(records, places, holdings.held, strict=True)
         ]
         return items, holdings.others
+
+    def _download_ended(self, _: asyncio.Task[None]) -> None:
+        self._downloading -= 1
+        self._downloads.release()
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
         try:

@@ -36,6 +36,7 @@ from bulkfetch.pipeline.wire import (
     Start,
 )
 from bulkfetch.settings import ENV_PREFIX, Settings
+from bulkfetch.snapshot import InFlight
 
 # A helper is heard of twice a second; one that is not for so long is stopped, or stuck.
 SILENT_AT_MOST_S = 60
@@ -54,6 +55,7 @@ class Helper:
 
     Attributes:
         tally: its sums, as far as it told.
+        in_flight: what it has under way.
         query_limit: how many queries it has in flight at most, now.
         outage: what it waits for, in words; None when all is well.
     """
@@ -75,6 +77,7 @@ class Helper:
         self._fail = fail
         self._changed = changed
         self.tally = Tally()
+        self.in_flight = InFlight()
         self.query_limit = start.settings.query_concurrency
         self.outage: str | None = None
         self._seats = seats_of(start.settings)
@@ -185,7 +188,7 @@ class Helper:
     def _take(self, report: Report) -> None:
         self._has_begun = self._is_ready = True
         self._is_done = report.is_last
-        self.tally = report.tally
+        self.tally, self.in_flight = report.tally, report.in_flight
         self.query_limit, self.outage = report.query_limit, report.outage
         failures = dict(report.failures)
         for line in report.ended:
@@ -215,7 +218,7 @@ class Helper:
         if ending and not await _ends(ending):
             self._kill()
             await _ends(ending)
-        self.outage = None
+        self.outage, self.in_flight = None, InFlight()
         missing = self.tally.listed - self.tally.images.total()
         self.tally.images[ImageOutcome.not_reached] += missing
         rows, self._in_hand = list(self._in_hand.values()), {}

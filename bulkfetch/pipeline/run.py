@@ -45,6 +45,7 @@ from bulkfetch.pipeline.wire import Order, Start
 from bulkfetch.progress import NoProgress, Progress
 from bulkfetch.retry import Budget
 from bulkfetch.settings import Settings
+from bulkfetch.snapshot import InFlight, SnapshotFile
 from bulkfetch.transport import connect
 
 _ROWS_AT_ONCE = 256
@@ -90,6 +91,7 @@ class Run:
         self._services: Services
         self._journal: Journal | None = None
         self._failures: FailuresFile | None = None
+        self._snapshots: SnapshotFile | None = None
         self._recorder = Recorder(self._tally, None)
         self._here: Patients
         self._helpers: list[Helper] = []
@@ -189,6 +191,13 @@ class Run:
             heads=chain.heads_of_runs(archive.run_directory.parent, durable=not settings.no_fsync),
         )
         self._failures = FailuresFile(archive.run_directory / "failures.csv", self._facts.columns)
+        self._snapshots = SnapshotFile(
+            archive,
+            self.run_id,
+            shard=str(settings.shard) if settings.shard else None,
+            processes=self._processes,
+            started_at=self._started_at,
+        )
         return archive
 
     def _helpers_for(
@@ -278,17 +287,24 @@ class Run:
         return False
 
     async def _show(self) -> None:
-        """Show progress, and let others read the failures, now and then."""
+        """Show progress, and let others read it and the failures, now and then."""
         for turn in itertools.count():
             tally = self._sums()
             tally.hindrance = self._hindrance()
             self._progress.show(tally)
             await asyncio.sleep(_SHOW_EVERY_S)
-            if self._failures and turn % round(_LOOK_EVERY_S / _SHOW_EVERY_S) == 0:
-                try:
-                    await self._failures.flush()
-                except BulkfetchError as error:
-                    self._fail(error)
+            if turn % round(_LOOK_EVERY_S / _SHOW_EVERY_S) == 0:
+                await self._let_others_see(tally)
+
+    async def _let_others_see(self, tally: Tally) -> None:
+        if self._failures is None or self._snapshots is None:
+            return
+        try:
+            await self._failures.flush()
+        except BulkfetchError as error:
+            self._fail(error)
+        in_flight = sum((one.in_flight for one in self._crew), InFlight())
+        await self._snapshots.write(tally, in_flight, self._budget.count)
 
     def _sums(self) -> Tally:
         return sum((helper.tally for helper in self._helpers), self._tally)
@@ -370,6 +386,7 @@ class Run:
             images=images,
             bytes=tally.bytes,
             retries=self._budget.count,
+            failed_by_kind=dict(sorted(tally.kinds.items())),
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
             failures=self._failures.path if self._failures else None,
@@ -379,7 +396,7 @@ class Run:
     def _close(self, archive: LocalArchive, seconds: float) -> Summary:
         """Finish the run's record, and return its sums."""
         summary = self._summary(seconds)
-        if self._journal is None or self._failures is None:
+        if self._journal is None or self._failures is None or self._snapshots is None:
             return summary
         # On a full disk this fails too, and the first error is the one to tell.
         with suppress(BulkfetchError) if self.fatal else nullcontext():
@@ -398,6 +415,7 @@ class Run:
             archive.write_private(
                 f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)
             )
+            self._snapshots.remove()
         return summary
 
 

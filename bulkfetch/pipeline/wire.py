@@ -20,6 +20,7 @@ from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, Tally
 from bulkfetch.models import ManifestRow
 from bulkfetch.settings import Settings
+from bulkfetch.snapshot import InFlight
 
 _LENGTH_BYTES = 8
 
@@ -78,6 +79,7 @@ class Report:
         ended: since the last report, by the rows' lines.
         failures: the same, for those that failed.
         tally: since the helper began.
+        in_flight: what is under way.
         query_limit: how many queries it has in flight at most, now.
         outage: what it waits for, in words.
     """
@@ -85,6 +87,7 @@ class Report:
     ended: Sequence[int]
     failures: Sequence[tuple[int, Failure]]
     tally: Tally
+    in_flight: InFlight
     query_limit: int
     outage: str | None
     is_last: bool = False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bulkfetch.archive import files
 from bulkfetch.archive.local import PRIVATE, identity_of
-from bulkfetch.archive.lock import is_held
+from bulkfetch.archive.lock import at_work
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
@@ -113,4 +113,4 @@ def verify(
 
 def is_at_work(out: str) -> bool:
     """Tell whether a run holds the archive now."""
-    return is_held(Path(out) / PRIVATE)
+    return bool(at_work(Path(out) / PRIVATE))
