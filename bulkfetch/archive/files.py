@@ -122,18 +122,30 @@ def exists(name: str, directory: int) -> bool:
     return True
 
 
-def read(name: str, directory: int) -> bytes:
-    """Return a file's bytes; a pipe that lies there is empty, and not waited for."""
+@contextmanager
+def opened(name: str, directory: int) -> Iterator[int]:
+    """Open a file to be read; a pipe that lies there is empty, and not waited for."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(name, flags, dir_fd=directory)
     try:
-        data = part = os.read(descriptor, _READ_BYTES)
-        # Less than was asked for is the end of a file.
-        while len(part) == _READ_BYTES:
-            part = os.read(descriptor, _READ_BYTES)
-            data += part
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def read(name: str, directory: int) -> bytes:
+    """Return a file's bytes."""
+    with opened(name, directory) as descriptor:
+        return read_to_end(descriptor)
+
+
+def read_to_end(descriptor: int) -> bytes:
+    """Return the bytes of an open file."""
+    data = part = os.read(descriptor, _READ_BYTES)
+    # Less than was asked for is the end of a file.
+    while len(part) == _READ_BYTES:
+        part = os.read(descriptor, _READ_BYTES)
+        data += part
     return data
 
 
@@ -210,14 +222,16 @@ def alone(directory: int) -> Iterator[None]:
         unlock(directory)
 
 
-def lock(descriptor: int, deadline: float = 0.0) -> bool:
+def lock(descriptor: int, deadline: float = 0.0, *, shared: bool = False) -> bool:
     """Lock an open file or directory for the process and those that inherit the descriptor.
 
-    Returns whether that could be done before `deadline`, of `time.monotonic`; tried once at least.
+    `shared` keeps out only those that ask for it alone. Returns whether that could be done before
+    `deadline`, of `time.monotonic`; tried once at least.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

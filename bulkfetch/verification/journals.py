@@ -23,6 +23,7 @@ from bulkfetch.verification.findings import Checked, Kind, Reconciled
 
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
+_KEPT = "what the journals say"
 
 
 class _PatientEvent(BaseModel):
@@ -87,7 +88,7 @@ class Journals:
         self._damaged = damaged
         self.runs = 0
         self.without_summary = 0
-        with _on_disk():
+        with on_disk(_KEPT):
             self._db = private_database()
             self._db.execute(
                 "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT)"
@@ -111,7 +112,7 @@ class Journals:
 
     def last_word(self, patient_id: str | None, coverage_id: str | None) -> LastWord | None:
         """Return what was last said of a row with these IDs, None where it was never asked."""
-        with _on_disk():
+        with on_disk(_KEPT):
             found = self._db.execute(
                 "SELECT state, at, run_id FROM said WHERE asked = ?",
                 (_key(patient_id, coverage_id),),
@@ -120,7 +121,7 @@ class Journals:
 
     def is_damaged(self, patient_id: str | None, coverage_id: str | None) -> bool:
         """Tell whether a finding speaks of an image that a row with these IDs brought."""
-        with _on_disk():
+        with on_disk(_KEPT):
             found = self._db.execute(
                 "SELECT 1 FROM damaged WHERE asked = ?", (_key(patient_id, coverage_id),)
             )
@@ -156,7 +157,7 @@ class Journals:
         if isinstance(event, _PatientEvent):
             states[event.state] += 1
             asked = _key(event.patient_id, event.coverage_id)
-            with _on_disk():
+            with on_disk(_KEPT):
                 self._db.execute(
                     "INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)",
                     (asked, event.state, event.at, run_id),
@@ -167,7 +168,7 @@ class Journals:
                 self._damaged.add(image)
                 checked.find(Kind.lost, f"{image}.json", f"run {run_id} says that it was archived")
             if image in self._damaged:
-                with _on_disk():
+                with on_disk(_KEPT):
                     self._db.execute(
                         "INSERT OR IGNORE INTO damaged VALUES (?)",
                         (_key(event.patient_id, event.coverage_id),),
@@ -230,11 +231,12 @@ def _lines(path: Path) -> Iterator[Event | None]:
 
 
 @contextmanager
-def _on_disk() -> Iterator[None]:
+def on_disk(what: str) -> Iterator[None]:
+    """Turn SQLite's word on a private database into a `DestinationError`."""
     try:
         yield
     except sqlite3.Error as error:
         raise DestinationError(
-            f"what the journals say cannot be kept in the temporary directory ({error}): make "
+            f"{what} cannot be kept in the temporary directory ({error}): make "
             "room there, or name another by TMPDIR"
         ) from error
