@@ -40,10 +40,8 @@ class Made(NamedTuple):
     manifest: Path
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def make_archive(root: Path) -> Made:
     """An archive of two runs, with an image that changed its status between them."""
-    root = tmp_path_factory.mktemp("sound")
     with serving(SimulatorConfig(patients=PATIENTS)) as simulator:
         patients = list(simulator.patient_ids())
         made = Made(root / "archive", write_manifest(root / "patients.csv", patients))
@@ -58,6 +56,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Made:
         assert download(simulator, made.manifest, made.archive).status == 0
     assert list(made.archive.glob("*/*.r2.json"))
     return made
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return make_archive(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture

@@ -128,17 +128,29 @@ def open_to_read(name: str, directory: int) -> int:
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
 
 
-def read(name: str, directory: int, at_most: float = math.inf) -> bytes:
-    """Return a file's bytes, of a file longer than `at_most` only its beginning."""
+@contextmanager
+def opened(name: str, directory: int) -> Iterator[int]:
+    """Open a file to be read, as `open_to_read` does."""
     descriptor = open_to_read(name, directory)
     try:
-        data = part = os.read(descriptor, _READ_BYTES)
-        # Less than was asked for is the end of a file.
-        while len(part) == _READ_BYTES and len(data) < at_most:
-            part = os.read(descriptor, _READ_BYTES)
-            data += part
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def read(name: str, directory: int, at_most: float = math.inf) -> bytes:
+    """Return a file's bytes, of a file longer than `at_most` only its beginning."""
+    with opened(name, directory) as descriptor:
+        return read_to_end(descriptor, at_most)
+
+
+def read_to_end(descriptor: int, at_most: float = math.inf) -> bytes:
+    """Return the bytes of an open file, of one longer than `at_most` only its beginning."""
+    data = part = os.read(descriptor, _READ_BYTES)
+    # Less than was asked for is the end of a file.
+    while len(part) == _READ_BYTES and len(data) < at_most:
+        part = os.read(descriptor, _READ_BYTES)
+        data += part
     return data
 
 
@@ -215,14 +227,16 @@ def alone(directory: int) -> Iterator[None]:
         unlock(directory)
 
 
-def lock(descriptor: int, deadline: float = 0.0) -> bool:
+def lock(descriptor: int, deadline: float = 0.0, *, shared: bool = False) -> bool:
     """Lock an open file or directory for the process and those that inherit the descriptor.
 
-    Returns whether that could be done before `deadline`, of `time.monotonic`; tried once at least.
+    `shared` keeps out only those that ask for it alone. Returns whether that could be done before
+    `deadline`, of `time.monotonic`; tried once at least.
     """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False

@@ -6,6 +6,7 @@ whose lock is free tells that this run did not end in order, and since when it r
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -133,14 +134,39 @@ def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
 
 
 @contextmanager
-def _locked(private: Path, owner: str, *, wait_s: float = 0.0) -> Iterator[int]:
+def hold_still(private: Path) -> Iterator[None]:
+    """Let no run begin in an archive until the context ends; others may read it meanwhile, too.
+
+    It may be mounted read-only: then no run can begin by that way.
+
+    Raises:
+        DestinationError: a run is at work in it.
+    """
+    with ExitStack() as held:
+        with files.named(str(private.parent)):
+            # The whole's first: it is the gate that any shard passes, too.
+            for owner in sorted({WHOLE, *_owners(private, "lock")}):
+                try:
+                    held.enter_context(_locked(private, owner, shared=True))
+                except OSError as error:
+                    if error.errno not in (errno.EACCES, errno.EROFS):
+                        raise
+        yield
+
+
+@contextmanager
+def _locked(
+    private: Path, owner: str, *, wait_s: float = 0.0, shared: bool = False
+) -> Iterator[int]:
     path = _name(private, "lock", owner, "")
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, files.FILE_MODE)
+    access = os.O_RDONLY if shared else os.O_RDWR
+    descriptor = os.open(path, access | os.O_CREAT | os.O_NOFOLLOW, files.FILE_MODE)
     try:
-        if not files.lock(descriptor, time.monotonic() + wait_s):
+        if not files.lock(descriptor, time.monotonic() + wait_s, shared=shared):
             who = _read_holder(private, owner)
             is_ending = who is not None and who.has_died()
-            if not is_ending or not files.lock(descriptor, time.monotonic() + _LAST_WRITE_S):
+            deadline = time.monotonic() + _LAST_WRITE_S
+            if not is_ending or not files.lock(descriptor, deadline, shared=shared):
                 named = f" (run {who.run_id}, process {who.pid} on {who.host})" if who else ""
                 raise DestinationError(
                     f"{private.parent} is held by another run{named}: wait for it to end"

@@ -15,6 +15,7 @@ COMMANDS = {
     "download": "fetch every image of the patients in a manifest",
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
     "status": "how far the run in progress is, or how the last one ended",
+    "bag": "pack an archive that verifies as a BagIt bag, to hand it over",
     "manifest": "check a manifest without any network",
     "demo": "run the main job against an embedded simulator: start here",
     "simulate": "serve the simulated API and storage on loopback, until stopped",

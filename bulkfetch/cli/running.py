@@ -7,8 +7,10 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from bulkfetch.logs import plain
@@ -50,6 +52,23 @@ async def do(run: Run) -> Summary | int:
     finally:
         for number in heeded:
             loop.remove_signal_handler(number)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a lost terminal end what is done as Ctrl-C does, so that it clears away."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        say("interrupted: nothing was made")
+        sys.exit(EXIT_STATUS[signal.Signals(number)])
+
+    heeded = [n for n in EXIT_STATUS if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:

@@ -8,6 +8,8 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
+from typing import Never
 
 from tqdm import tqdm
 
@@ -54,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         help="that a run told, kept elsewhere: its record is to be whole; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--processes", type=_processes, default=usable_cores(), metavar="N",
+        "--processes", type=processes, default=usable_cores(), metavar="N",
         help="that read side by side; by default as many as there are cores",
     )  # fmt: skip
     parser.add_argument(
@@ -71,15 +73,7 @@ def run(argv: Sequence[str]) -> int:
             manifest = stack.enter_context(
                 Manifest(given.manifest, given.manifest_format, allow_empty=True)
             )
-        bar = stack.enter_context(
-            tqdm(unit=" files", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
-        )
-
-        def found(finding: Finding) -> None:
-            if given.json:
-                print(json.dumps({"finding": finding._asdict()}))
-            else:
-                tqdm.write(plain(f"{finding.kind}: {finding.path}: {finding.detail}"), sys.stderr)
+        bar = stack.enter_context(files_bar())
 
         def attested(row: ManifestRow, word: LastWord) -> None:
             if given.json:
@@ -92,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
             processes=given.processes,
             manifest=manifest,
             heads=given.head,
-            found=found,
+            found=partial(tell, as_json=given.json),
             looked_at=bar.update,
             attested=attested,
         )
@@ -119,6 +113,24 @@ def _show(report: Report) -> None:
         say("nothing is missing, changed or stray")
     if not report.manifest:
         say("whom no run came to, or had no luck with, only --manifest tells")
+    advise(report)
+
+
+def files_bar() -> tqdm[Never]:
+    """Return a bar that counts files, on a terminal."""
+    return tqdm((), unit=" files", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
+
+
+def tell(finding: Finding, *, as_json: bool) -> None:
+    """Print a finding: a line for a program, or one above the bar for a person."""
+    if as_json:
+        print(json.dumps({"finding": finding._asdict()}))
+    else:
+        tqdm.write(plain(f"{finding.kind}: {finding.path}: {finding.detail}"), sys.stderr)
+
+
+def advise(report: Report) -> None:
+    """Say what to do about each kind of finding."""
     for kind, number in report.findings.items():
         say(f"{number:,} {kind}: {ADVICE[kind]}")
 
@@ -139,7 +151,8 @@ def _digest(text: str) -> str:
     return text
 
 
-def _processes(text: str) -> int:
+def processes(text: str) -> int:
+    """Read how many processes there are to be."""
     number = int(text) if text.isdecimal() else 0
     if not 1 <= number <= 256:
         raise argparse.ArgumentTypeError("must be from 1 to 256")

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bulkfetch.archive import files
+from bulkfetch.archive import Identity, files
 from bulkfetch.archive.local import PRIVATE, identity_of
 from bulkfetch.archive.lock import at_work
 from bulkfetch.errors import ConfigurationError
@@ -26,11 +26,28 @@ from bulkfetch.verification.findings import (
     Kind,
     Report,
     Sample,
+    Taken,
 )
-from bulkfetch.verification.journals import Journals, LastWord, reconcile
+from bulkfetch.verification.journals import Journals, LastWord, on_disk, reconcile
+from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 from bulkfetch.verification.walk import check_images
 
-__all__ = ["ADVICE", "Finding", "Kind", "LastWord", "Report", "is_at_work", "verify"]
+__all__ = [
+    "ADVICE",
+    "ALGORITHMS",
+    "Finding",
+    "FoundError",
+    "Kind",
+    "LastWord",
+    "Report",
+    "Source",
+    "Take",
+    "Taken",
+    "archive_at",
+    "is_at_work",
+    "on_disk",
+    "verify",
+]
 
 # What is the same in the names of an image's files.
 _IMAGE = re.compile(r".*\.v[0-9]+(?=\.)", re.DOTALL)
@@ -47,6 +64,8 @@ def verify(
     found: Callable[[Finding], None] = lambda _: None,
     looked_at: Callable[[int], object] = lambda _: None,
     attested: Callable[[ManifestRow, LastWord], None] = lambda _row, _word: None,
+    take: Take | None = None,
+    taken: Callable[[Taken], None] = lambda _: None,
 ) -> Report:
     """Re-read an archive, and return what was found; `found` is told of each finding at once.
 
@@ -60,6 +79,8 @@ def verify(
         manifest: its rows are reconciled with the journals.
         looked_at: told how many files more were checked.
         attested: told of each row without an image, and when the API last said so.
+        take: handed each sidecar and file as it is read, in whichever process reads it.
+        taken: told of each that was, in no order.
 
     Raises:
         ConfigurationError: there is no archive, or the manifest is a bad one.
@@ -68,9 +89,7 @@ def verify(
     root = Path(out)
     began = time.monotonic()
     with files.named(out):
-        identity = identity_of(root)
-        if identity is None:
-            raise ConfigurationError(f"{out} is no archive: it has no {PRIVATE}/archive.json")
+        identity = archive_at(out)
         if manifest:
             manifest.check()
         root = root.resolve()
@@ -87,11 +106,15 @@ def verify(
                 if finding.kind in AGAINST_AN_IMAGE and (image := _IMAGE.match(finding.path)):
                     damaged.add(image[0])
                 found(finding)
+            for file in checked.taken:
+                taken(file)
             looked_at(checked.files)
-            sums.add(checked)
+            # What was told is not kept: it may be as much as the archive.
             checked.findings.clear()
+            checked.taken.clear()
+            sums.add(checked)
 
-        check_images(root, identity, sample, processes, told)
+        check_images(root, identity, sample, processes, told, take=take)
         with Journals(root, damaged, heads) as journals:
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
@@ -109,6 +132,18 @@ def verify(
         findings=dict(sorted(kinds.items())),
         ok=not kinds,
     )
+
+
+def archive_at(out: str) -> Identity:
+    """Return whose archive a directory is.
+
+    Raises:
+        ConfigurationError: it is none, or one of another version of bulkfetch.
+    """
+    identity = identity_of(Path(out))
+    if identity is None:
+        raise ConfigurationError(f"{out} is no archive: it has no {PRIVATE}/archive.json")
+    return identity
 
 
 def is_at_work(out: str) -> bool:

@@ -70,6 +70,15 @@ class Finding(NamedTuple):
     detail: str
 
 
+class Taken(NamedTuple):
+    """A file that was read and handed on, by its path; `patient_id` is what a sidecar says."""
+
+    path: str
+    size_bytes: int
+    digests: tuple[bytes, ...]
+    patient_id: str | None = None
+
+
 @dataclass(slots=True)
 class Checked:
     """What was looked at, and what is wrong; sums can be added."""
@@ -79,6 +88,7 @@ class Checked:
     hashed: int = 0
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
 
     def add(self, other: Checked) -> None:
         """Add what else was looked at."""
@@ -87,6 +97,7 @@ class Checked:
         self.hashed += other.hashed
         self.bytes += other.bytes
         self.findings += other.findings
+        self.taken += other.taken
 
     def find(self, kind: Kind, path: str, detail: str) -> None:
         """Note a finding."""

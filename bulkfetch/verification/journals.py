@@ -35,6 +35,7 @@ from bulkfetch.verification.links import Links
 
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
+_KEPT = "what the journals say"
 
 
 class _PatientEvent(BaseModel):
@@ -143,7 +144,7 @@ class Journals:
         self._suspects: dict[str, _Suspect] = {}
         self.runs = 0
         self.without_summary = 0
-        with _on_disk():
+        with on_disk(_KEPT):
             self._db = private_database()
             self._db.execute(
                 "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT)"
@@ -174,7 +175,7 @@ class Journals:
 
     def last_word(self, patient_id: str | None, coverage_id: str | None) -> LastWord | None:
         """Return what was last said of a row with these IDs, None where it was never asked."""
-        with _on_disk():
+        with on_disk(_KEPT):
             found = self._db.execute(
                 "SELECT state, at, run_id FROM said WHERE asked = ?",
                 (_key(patient_id, coverage_id),),
@@ -183,7 +184,7 @@ class Journals:
 
     def is_damaged(self, patient_id: str | None, coverage_id: str | None) -> bool:
         """Tell whether a finding speaks of an image that a row with these IDs brought."""
-        with _on_disk():
+        with on_disk(_KEPT):
             found = self._db.execute(
                 "SELECT 1 FROM damaged WHERE asked = ?", (_key(patient_id, coverage_id),)
             )
@@ -239,7 +240,7 @@ class Journals:
         if isinstance(event, _PatientEvent):
             states[event.state] += 1
             asked = _key(event.patient_id, event.coverage_id)
-            with _on_disk():
+            with on_disk(_KEPT):
                 self._db.execute(
                     "INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)",
                     (asked, event.state, event.at, run_id),
@@ -283,7 +284,7 @@ class Journals:
                 self._note_damage(asked)
 
     def _note_damage(self, asked: str) -> None:
-        with _on_disk():
+        with on_disk(_KEPT):
             self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
 
     def _summary(self, run: Path, checked: Checked) -> Summary | None:
@@ -341,11 +342,12 @@ def _event(line: bytes) -> Event | None:
 
 
 @contextmanager
-def _on_disk() -> Iterator[None]:
+def on_disk(what: str) -> Iterator[None]:
+    """Turn SQLite's word on a private database into a `DestinationError`."""
     try:
         yield
     except sqlite3.Error as error:
         raise DestinationError(
-            f"what the journals say cannot be kept in the temporary directory ({error}): make "
+            f"{what} cannot be kept in the temporary directory ({error}): make "
             "room there, or name another by TMPDIR"
         ) from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -16,15 +18,20 @@ from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
 from bulkfetch.models import ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place, place_of
-from bulkfetch.verification.findings import Checked, Kind, Sample
+from bulkfetch.verification.findings import Checked, Kind, Sample, Taken
+from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 
 _SIDECAR = re.compile(r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[0-9]+))?\.json", re.DOTALL)
 _PART = re.compile(r"\..+\.part", re.DOTALL)
-_READ_BYTES = 2**18
 
 
-def check_leaf(root: int, path: str, identity: Identity, sample: Sample | None) -> Checked:
-    """Check a directory, given a descriptor of the archive's root; nothing is written."""
+def check_leaf(
+    root: int, path: str, identity: Identity, sample: Sample | None, take: Take | None = None
+) -> Checked:
+    """Check a directory, given a descriptor of the archive's root; nothing is written.
+
+    `take` is handed each sidecar and file, as it is read for the check.
+    """
     checked = Checked()
     try:
         directory = files.open_directory(path, root)
@@ -32,7 +39,7 @@ def check_leaf(root: int, path: str, identity: Identity, sample: Sample | None) 
         checked.find(Kind.unreadable, path, _reason(error))
         return checked
     try:
-        _Leaf(directory, path, identity, sample, checked).check()
+        _Leaf(directory, path, identity, sample, checked, take=take).check()
     except OSError as error:
         checked.find(Kind.unreadable, path, _reason(error))
     finally:
@@ -48,11 +55,14 @@ class _Leaf:
         identity: Identity,
         sample: Sample | None,
         checked: Checked,
+        *,
+        take: Take | None,
     ) -> None:
         self._directory = directory
         self._path = path
         self._identity = identity
         self._sample = sample
+        self._take = take
         self._checked = checked
 
     def check(self) -> None:
@@ -97,6 +107,8 @@ class _Leaf:
         self._checked.files += 1
         try:
             self._check_file(file.path, file.size, file.sha256)
+        except FoundError as error:
+            self._find(error.kind, file.path, str(error))
         except OSError as error:
             self._find(Kind.unreadable, file.path, _reason(error))
         return file.path
@@ -105,8 +117,16 @@ class _Leaf:
         here = Place(self._path, stem)
         name = here.sidecar(revision)
         try:
-            state = parse_sidecar(files.read(name, self._directory))
-            record = ImageRecord.model_validate(state.record)
+            with files.opened(name, self._directory) as descriptor:
+                raw = files.read_to_end(descriptor)
+                state = parse_sidecar(raw)
+                record = ImageRecord.model_validate(state.record)
+                if self._take:
+                    source = Source(os.fstat(descriptor), io.BytesIO(raw).read)
+                    self._hand_on(name, source, state.patient_id)
+        except FoundError as error:
+            self._find(error.kind, name, str(error))
+            return None
         except ArchiveMismatchError as error:
             self._find(Kind.schema, name, str(error))
             return None
@@ -135,25 +155,30 @@ class _Leaf:
         return state
 
     def _check_file(self, name: str, size: int, sha256: str) -> None:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._directory)
-        try:
-            found = os.fstat(descriptor).st_size
-            if found != size:
-                self._find(Kind.changed, name, f"it has {found} bytes, not {size}")
+        with files.opened(name, self._directory) as descriptor:
+            state = os.fstat(descriptor)
+            if state.st_size != size:
+                self._find(Kind.changed, name, f"it has {state.st_size} bytes, not {size}")
                 return
             if self._sample is not None and not is_in(self._sample, f"{self._path}/{name}"):
                 return
-            digest = hashlib.sha256()
-            while data := os.read(descriptor, _READ_BYTES):
-                digest.update(data)
-                if len(data) < _READ_BYTES:
-                    break
-        finally:
-            os.close(descriptor)
+            algorithms = ALGORITHMS if self._take else ALGORITHMS[:1]
+            source = Source(state, partial(os.read, descriptor), algorithms)
+            self._hand_on(name, source)
         self._checked.hashed += 1
         self._checked.bytes += size
-        if digest.hexdigest() != sha256:
+        if source.digests()[0].hex() != sha256:
             self._find(Kind.changed, name, "its SHA-256 is another")
+
+    def _hand_on(self, name: str, source: Source, patient_id: str | None = None) -> None:
+        """Have it read to its end: by whoever takes it, or for its SHA-256 alone."""
+        if self._take is None:
+            source.drain()
+            return
+        path = f"{self._path}/{name}"
+        self._take(self._directory, path, source)
+        taken = Taken(path, source.state.st_size, source.digests(), patient_id)
+        self._checked.taken.append(taken)
 
     def _find(self, kind: Kind, name: str, detail: str) -> None:
         self._checked.find(kind, f"{self._path}/{name}", detail)

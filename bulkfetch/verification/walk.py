@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
 from bulkfetch.archive import Identity, files
 from bulkfetch.archive.local import PRIVATE
-from bulkfetch.errors import PathRefusedError
+from bulkfetch.errors import PathRefusedError, ProcessDiedError
 from bulkfetch.paths import parse_template
 from bulkfetch.verification.findings import Checked, Kind, Sample
 from bulkfetch.verification.leaf import check_leaf
+from bulkfetch.verification.source import Take
 
 # Directories that a process takes at once; and such batches that wait for each process.
 _TOGETHER = 64
@@ -30,18 +34,27 @@ def check_images(
     sample: Sample | None,
     processes: int,
     told: Callable[[Checked], None],
+    *,
+    take: Take | None = None,
 ) -> None:
-    """Check every image of an archive; `told` gets what is found, some hundred images at a time."""
+    """Check every image of an archive; `told` gets what is found, some hundred images at a time.
+
+    `take` is called in whichever process reads a file, and can be sent to one.
+    """
     with files.descriptor(root) as descriptor, ExitStack() as stack:
         elsewhere = Checked()
         leaves = _leaves(descriptor, "", len(parse_template(identity.path_template)), elsewhere)
         batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
-        check = partial(_check_batch, str(root), identity, sample)
+        check = partial(_check_batch, str(root), identity, sample, take)
         if processes == 1:
             for batch in batches:
                 told(check(batch))
         else:
-            pool = stack.enter_context(ProcessPoolExecutor(processes, _start_method()))
+            stack.enter_context(_whole_pool())
+            pool = stack.enter_context(
+                ProcessPoolExecutor(processes, _start_method(), _end_with_the_first)
+            )
+            stack.enter_context(_ended_at_once())
             waiting: deque[Future[Checked]] = deque()
             for batch in batches:
                 waiting.append(pool.submit(check, batch))
@@ -57,13 +70,51 @@ def _start_method() -> multiprocessing.context.BaseContext:
     return multiprocessing.get_context("fork" if os.uname().sysname == "Linux" else None)
 
 
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Where this one fails or is interrupted, wait for nothing that the others are at."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.terminate()
+        raise
+
+
+@contextmanager
+def _whole_pool() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool:
+        raise ProcessDiedError(
+            "a process that was reading the archive was killed: run the same command again, with "
+            "fewer --processes if memory is short"
+        ) from None
+
+
+def _end_with_the_first() -> None:
+    """Leave it to the first process to be interrupted, and end when it has died."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_after_the_first, daemon=True).start()
+
+
+def _end_after_the_first() -> None:
+    if first := multiprocessing.parent_process():
+        first.join()
+        os._exit(1)
+
+
 def _check_batch(
-    root: str, identity: Identity, sample: Sample | None, paths: Sequence[str]
+    root: str, identity: Identity, sample: Sample | None, take: Take | None, paths: Sequence[str]
 ) -> Checked:
     whole = Checked()
     with files.descriptor(Path(root)) as descriptor:
         for path in paths:
-            whole.add(check_leaf(descriptor, path, identity, sample))
+            whole.add(check_leaf(descriptor, path, identity, sample, take))
     return whole
 
 
