@@ -14,6 +14,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "download": "fetch every image of the patients in a manifest",
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
+    "doctor": "check credentials, API, storage, clock and destination, and say what is wrong",
     "manifest": "check a manifest without any network",
     "demo": "run the main job against an embedded simulator: start here",
     "simulate": "serve the simulated API and storage on loopback, until stopped",
