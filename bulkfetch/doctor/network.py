@@ -8,8 +8,6 @@ import ssl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -21,6 +19,7 @@ from bulkfetch.api import API, Tokens
 from bulkfetch.body import hashes_of
 from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
 from bulkfetch.models import UPLOADED, ImageRecord
+from bulkfetch.retry import http_date
 from bulkfetch.settings import ClientCredentials, Settings, StaticToken
 from bulkfetch.transport import Answer, Transport, connect, proxy_for, trust
 
@@ -146,11 +145,9 @@ class Network:
 
     async def _skew(self) -> str:
         headers = self._answer.headers
-        try:
-            moment = parsedate_to_datetime(headers.get("Date", ""))
-        except (ValueError, OverflowError):
-            raise SkippedError(f"{self._answer.host} told no date") from None
-        told_at = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        told_at = http_date(headers.get("Date", ""))
+        if told_at is None:
+            raise SkippedError(f"{self._answer.host} told no date")
         # What a cache answered was told that long ago (RFC 9111, section 5.1).
         if (age := headers.get("Age", "")).isdecimal():
             told_at += float(age)
@@ -210,8 +207,8 @@ class Network:
 
 
 def _refuse_proxy(url: URL) -> None:
-    if proxy := proxy_for(url.scheme, url.raw_host or ""):
-        raise SkippedError(f"{url.host}: by way of the proxy {URL(proxy).host}")
+    if proxy_for(url.scheme, url.raw_host or ""):
+        raise SkippedError(f"{url.host}: by way of the proxy that the environment names")
 
 
 def _way_to(url: URL) -> list[str]:
