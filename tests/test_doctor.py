@@ -364,6 +364,8 @@ def test_a_static_token_that_is_refused(serve: Serve) -> None:
     assert "BULKFETCH_TOKEN" in told.named("credentials").detail
     assert not simulator.requests["token"]
     environment["BULKFETCH_TOKEN"] = simulator.issue_token()
+    # Nobody asks the auth API, so it does not matter that it is not there.
+    environment["BULKFETCH_AUTH_URL"] = "https://auth.invalid"
     assert doctor(simulator, environment=environment).status == 0
 
 
@@ -583,6 +585,18 @@ def test_another_accounts_archive(
     assert word in told.problem.detail
     assert "--out" in told.problem.advice
     assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", "rubbish", '{"layout": 99, "api_host": "x"}'])
+def test_an_archive_that_is_none_of_this_version(
+    serve: Serve, tmp_path: Path, content: str
+) -> None:
+    (tmp_path / ".bulkfetch").mkdir()
+    (tmp_path / ".bulkfetch" / "archive.json").write_text(content)
+    told = doctor(serve(), "--out", tmp_path)
+    assert told.problem.name in ("destination", "archive")
+    assert "another directory" in told.problem.detail
+    assert (tmp_path / ".bulkfetch" / "archive.json").read_text() == content
 
 
 def test_an_archive_that_a_run_holds(serve: Serve, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     parser = command_parser(
         "doctor",
         "Check all that a run needs: settings, credentials, DNS, TLS, clock, API, storage,\n"
-        "destination, disk and limits. Fetches one byte of one image, and writes nothing.\n"
+        "destination, disk and limits. Fetches one byte of one image, and leaves nothing.\n"
         "Takes the options of `download`, so that its command line can be tried beforehand.\n\n"
         + ENVIRONMENT_NOTE,
         [

@@ -62,7 +62,10 @@ class Network:
     async def check(self, checks: Checks, *, tells_where: bool) -> None:
         """Do all of them, or skip them where the settings do not tell which API is meant."""
         sure = [] if tells_where else ["settings"]
-        urls = {_name(url): url for url in (self._api_url, self._auth_url)}
+        asked = [self._api_url]
+        if not isinstance(self._credentials, StaticToken):
+            asked.append(self._auth_url)
+        urls = {_name(url): url for url in asked}
         for host, url in urls.items():
             await checks("DNS", partial(self._dns, url), of=host, needs=sure)
         async with self._stack:
@@ -94,7 +97,7 @@ class Network:
         return f"{host} -> {number} address{'es' * (number > 1)}"
 
     async def _trust(self) -> str:
-        # Whoever answers in the end, the session is opened by the time that it is asked.
+        # To open a session is to read whom it trusts.
         self._transport = await self._stack.enter_async_context(connect(self._settings))
         return f"the authorities of {self._settings.ca_file or 'the system'}"
 
