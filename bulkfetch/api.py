@@ -49,11 +49,20 @@ class _Problem(BaseModel):
     errorName: str  # noqa: N815  the API's own word
 
 
+class _ListedPatient(BaseModel):
+    id: str = Field(min_length=1)
+
+
+class _PatientPage(BaseModel):
+    items: list[_ListedPatient]
+
+
 _IMAGES = TypeAdapter(list[ImageRecord])
 _IMAGE = TypeAdapter(ImageRecord)
 _COVERAGES = TypeAdapter(list[Coverage])
 _PROBLEM = TypeAdapter(_Problem)
 _TOKEN = TypeAdapter(_TokenAnswer)
+_PATIENT_PAGE = TypeAdapter(_PatientPage)
 
 
 class Token(NamedTuple):
@@ -276,6 +285,15 @@ class API:
         """
         body = await self._get("/coverages/v1", {"patient_id": patient_id})
         return _parse(_COVERAGES, body, "the coverage search")
+
+    async def some_patients(self, limit: int) -> list[str]:
+        """Return the IDs of the first patients that the API lists, at most `limit` of them.
+
+        Raises:
+            FetchError, CredentialsError: as for `images`.
+        """
+        body = await self._get("/patients/v1/get_multi", {"limit": str(limit)})
+        return [item.id for item in _parse(_PATIENT_PAGE, body, "the list of patients").items]
 
     async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         token = await self._tokens.get()

@@ -57,7 +57,7 @@ class Body:
         self._headers = answer.headers
         self._host = answer.host
         self._limit = max_file_size
-        self._expected = _hashes(answer.headers)
+        self._expected = hashes_of(answer.headers)
         if expected is not None:
             told = {"crc32c": expected.crc32c, "md5": expected.md5}
             self._expected = {k: base64.b64decode(v) for k, v in told.items() if v is not None}
@@ -165,7 +165,7 @@ def mark_of(headers: MultiMapping[str], longer_than_bytes: int = 0) -> Mark | No
     total = _whole_number(headers, "Content-Length")
     if total is None or total <= longer_than_bytes:
         return None
-    etag, hashes = headers.get("ETag", ""), _hashes(headers)
+    etag, hashes = headers.get("ETag", ""), hashes_of(headers)
     crc32c, md5 = _text(hashes.get("crc32c")), _text(hashes.get("md5"))
     if not etag.startswith('"') or not (crc32c or md5) or _gunzip_for(headers):
         return None
@@ -219,7 +219,7 @@ def _gunzip_for(headers: Mapping[str, str]) -> _Gunzip | None:
     raise BadBodyError("storage used a content encoding that was not asked for")
 
 
-def _hashes(headers: MultiMapping[str]) -> dict[str, bytes]:
+def hashes_of(headers: MultiMapping[str]) -> dict[str, bytes]:
     """Read `x-goog-hash: crc32c=<base64>,md5=<base64>`, on one line or several.
 
     What is no base64 is not a digest.

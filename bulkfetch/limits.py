@@ -39,13 +39,22 @@ def processes_for(settings: Settings, patients: int) -> int:
     return max(1, min(wanted, most))
 
 
+def files_needed(settings: Settings) -> int:
+    """Return how many files a run may have open at once."""
+    return (
+        _FILES_BESIDES
+        + settings.query_concurrency
+        + _FILES_PER_DOWNLOAD * settings.download_concurrency
+    )
+
+
 def fit_to_open_files(settings: Settings) -> Settings:
     """Return settings whose concurrency the limit on open files allows, and raise that if need be.
 
     Says so where they are not the same.
     """
     queries, downloads = settings.query_concurrency, settings.download_concurrency
-    needed = _FILES_BESIDES + queries + _FILES_PER_DOWNLOAD * downloads
+    needed = files_needed(settings)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or needed <= soft:
         return settings

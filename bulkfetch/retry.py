@@ -176,18 +176,24 @@ def retry_after_s(status: int, headers: Mapping[str, str], now: float) -> float 
     if (text := headers.get("Retry-After")) is not None:
         if (text := text.strip()).isdecimal():
             return float(text)
-        try:
-            moment = email.utils.parsedate_to_datetime(text)
-        except (ValueError, OverflowError):
-            return None
-        # Without a zone it is the older form of the same section, which is in UTC too.
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        return max(0.0, moment.timestamp() - now)
+        at = http_date(text)
+        return None if at is None else max(0.0, at - now)
     text = headers.get("X-RateLimit-Reset", "").strip()
     if status not in (429, 503) or not text.isdecimal():
         return None
     value = float(text)
     return max(0.0, value - now) if value > _EPOCH_BEGINS else value
+
+
+def http_date(text: str) -> float | None:
+    """Read an HTTP date (RFC 9110, section 5.6.7) as Unix time, None where it is none."""
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    # Without a zone it is the older form of the same section, which is in UTC too.
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment.timestamp()
 
 
 def _may_pass(error: BaseException) -> bool:

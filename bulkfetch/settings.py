@@ -188,6 +188,7 @@ Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 HostNames = Annotated[
     tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
 ]
+PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
 Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
@@ -199,6 +200,7 @@ _CARE = "safety"
 OUTPUT = "what is shown"
 GROUPS = (_RUN, _API, _CHOICE, _SPEED, _CARE, OUTPUT)
 """The headings of `--help`, in their order."""
+OUT = Option(_RUN, "DEST", "-o")
 
 
 class Connection(BaseSettings):
@@ -338,9 +340,7 @@ class Connection(BaseSettings):
 class Settings(Connection):
     """All that a run can be told, each with its bounds: given and refused as a `Connection`."""
 
-    out: Annotated[
-        str, BeforeValidator(_path_text), Field(min_length=1), Option(_RUN, "DEST", "-o")
-    ] = Field(
+    out: Annotated[PathText, OUT] = Field(
         description="the archive: a directory, made if it is not there",
     )
     manifest_format: Annotated[ManifestFormat | None, Option(_RUN, "FORM")] = Field(
@@ -427,8 +427,18 @@ def load(settings_type: type[S], given: Mapping[str, Any]) -> S:
     try:
         return settings_type(**given)
     except ValidationError as error:
-        problems = [_explain(settings_type, problem, given) for problem in error.errors()]
-    raise ConfigurationError("\n".join(problems))
+        problems = explain(settings_type, error, given)
+    raise ConfigurationError("\n".join(said for _, said in problems))
+
+
+def explain(
+    settings_type: type[BaseSettings], error: ValidationError, given: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+    """Say what is wrong with which setting, by its key: "" where it is how several go together."""
+    return [
+        (str(problem["loc"][0]) if problem["loc"] else "", _explain(settings_type, problem, given))
+        for problem in error.errors()
+    ]
 
 
 def unknown_variables() -> list[str]:

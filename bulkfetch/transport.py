@@ -120,6 +120,19 @@ class Answer:
         self._response.close()
 
 
+def trust(settings: Connection) -> ssl.SSLContext:
+    """Return what says whose certificates are trusted.
+
+    Raises:
+        ConfigurationError: `ca_file` cannot be read, or holds no certificate.
+    """
+    try:
+        return ssl.create_default_context(cafile=settings.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        reason = getattr(error, "strerror", None) or "it holds no certificate"
+        raise ConfigurationError(f"--ca-file {settings.ca_file}: {reason}") from error
+
+
 @asynccontextmanager
 async def connect(
     settings: Connection, *, clock: Callable[[], float] = time.time
@@ -129,13 +142,8 @@ async def connect(
     Raises:
         ConfigurationError: `ca_file` cannot be read, or holds no certificate.
     """
-    try:
-        trust = ssl.create_default_context(cafile=settings.ca_file)
-    except (OSError, ssl.SSLError) as error:
-        reason = getattr(error, "strerror", None) or "it holds no certificate"
-        raise ConfigurationError(f"--ca-file {settings.ca_file}: {reason}") from error
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, ssl=trust),
+        connector=aiohttp.TCPConnector(limit=0, ssl=trust(settings)),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"User-Agent": f"bulkfetch/{__version__}"},
         timeout=aiohttp.ClientTimeout(
@@ -164,7 +172,7 @@ class Transport:
         self._storage_hosts = (*GOOGLE_STORAGE_HOSTS, *settings.storage_host)
         self._allow_loopback = is_loopback(URL(settings.api_base_url).host)
         self._slow_after_s = settings.timeout
-        self._proxy_for = cache(_proxy_for)
+        self._proxy_for = cache(proxy_for)
         # Origins of signed URLs that were looked at and found to be on the list.
         self._known_origins: set[tuple[str, str]] = set()
         self.query_slots = AdaptiveSlots(settings.query_concurrency)
@@ -212,6 +220,18 @@ class Transport:
                 answer.close()
             self.query_slots.went_well()
             return body
+
+    async def knock(self, url: str) -> Answer:
+        """Ask the API for a URL without a token, and return the answer, whatever its status.
+
+        The caller closes it.
+
+        Raises:
+            ConnectionFailedError, TimedOutError: as their names say.
+        """
+        target = URL(url)
+        headers = {"Accept-Encoding": "identity"}
+        return await self._open("GET", target, f"the API at {target.raw_host}", headers=headers)
 
     async def open_signed(self, url: str, *, headers: Mapping[str, str] | None = None) -> Answer:
         """Open a signed URL, sent byte for byte as it was given, and return its 200 or 206 answer.
@@ -348,7 +368,8 @@ def _unix_time(text: str) -> float:
     return datetime.strptime(text, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
-def _proxy_for(scheme: str, host: str) -> str | None:
+def proxy_for(scheme: str, host: str) -> str | None:
+    """Return the proxy that the environment names for a host, None for loopback and the exempt."""
     if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urllib.request.getproxies().get(scheme)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,9 +38,9 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def serving(config: SimulatorConfig) -> Iterator[Simulator]:
+def serving(config: SimulatorConfig, clock: Callable[[], float] = time.time) -> Iterator[Simulator]:
     """Serve a simulator from a thread of its own, so that blocking tests can talk to it."""
-    simulator = Simulator(config)
+    simulator = Simulator(config, clock=clock)
     started, stop = threading.Event(), asyncio.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -72,6 +74,62 @@ def serve() -> Iterator[Serve]:
             return stack.enter_context(serving(config))
 
         yield start
+
+
+@pytest.fixture
+def authority(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1, in `cert.pem`, that vouches for itself; its key beside it.
+
+    It is good for 90 days, or for as many as the test says.
+    """
+    days = getattr(request, "param", 90)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days),
+         "-subj", "/CN=test authority", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", "key.pem", "-out", "cert.pem"],
+        check=True, cwd=tmp_path, capture_output=True,
+    )  # fmt: skip
+    return tmp_path / "cert.pem"
+
+
+@pytest.fixture
+def wrapped(serve: Serve, authority: Path) -> Iterator[tuple[Simulator, str]]:
+    """A simulator, and a URL of its API with TLS around it."""
+    simulator = serve(patients=4)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority, authority.with_name("key.pem"))
+    port = int(simulator.api_url.rpartition(":")[2])
+    loop = asyncio.new_event_loop()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(2**16):
+                writer.write(data)
+        finally:
+            writer.close()
+
+    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(
+            pump(reader, there_writer), pump(there_reader, writer), return_exceptions=True
+        )
+
+    server = loop.run_until_complete(asyncio.start_server(serve_one, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield simulator, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+    async def stop() -> None:
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
 
 
 @dataclass(frozen=True)

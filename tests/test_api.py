@@ -244,6 +244,7 @@ QUESTIONS: dict[str, Ask] = {
     "images": lambda api: api.images(patient_id="p"),
     "image": lambda api: api.image("i-1"),
     "coverages": lambda api: api.coverages("p"),
+    "patients": lambda api: api.some_patients(5),
 }
 
 
@@ -355,6 +356,14 @@ async def test_an_empty_list_is_an_answer() -> None:
     async with raw_server(http(b"[]")) as server, api_at(server) as api:
         assert await api.images(patient_id="p") == []
         assert await api.coverages("p") == []
+
+
+async def test_the_first_patients_are_asked_for_by_their_number() -> None:
+    page = {"items": [{"id": "p-1", "mrn": "x"}, {"id": "p-2"}], "next_page_token": "x"}
+    async with raw_server(http(json.dumps(page).encode())) as server, api_at(server) as api:
+        assert await api.some_patients(2) == ["p-1", "p-2"]
+    (request,) = server.requests
+    assert request.target == "/patients/v1/get_multi?limit=2"
 
 
 IDS = ["p-1", "a b", "a+b", "a&b=c", "a/b", "a?b", "a#b", "%41", "a%2Fb", "é", "e\u0301", "😀",

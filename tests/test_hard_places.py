@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
-import ssl
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -171,56 +167,6 @@ def test_a_planted_link_is_not_followed_and_fails_its_patient_alone(
     assert (row["patient_id"], row["bulkfetch_kind"]) == (patient_id, "path_refused")
     assert result.summary["patients"]["failed"] == 1
     assert not result.summary["patients"]["not_reached"]
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1, in `cert.pem`, that vouches for itself; its key beside it."""
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-         "-subj", "/CN=test authority", "-addext", "subjectAltName=IP:127.0.0.1",
-         "-keyout", "key.pem", "-out", "cert.pem"],
-        check=True, cwd=tmp_path, capture_output=True,
-    )  # fmt: skip
-    return tmp_path / "cert.pem"
-
-
-@pytest.fixture
-def wrapped(serve: Serve, authority: Path) -> Iterator[tuple[Simulator, str]]:
-    """A simulator, and a URL of its API with TLS around it."""
-    simulator = serve(patients=4)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(authority, authority.with_name("key.pem"))
-    port = int(simulator.api_url.rpartition(":")[2])
-    loop = asyncio.new_event_loop()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(2**16):
-            writer.write(data)
-        writer.close()
-
-    async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(
-            pump(reader, there_writer), pump(there_reader, writer), return_exceptions=True
-        )
-
-    server = loop.run_until_complete(asyncio.start_server(serve_one, "127.0.0.1", 0, ssl=context))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield simulator, f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-
-    async def stop() -> None:
-        server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    asyncio.run_coroutine_threadsafe(stop(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
 
 
 def test_an_api_of_a_private_authority_is_trusted_by_ca_file_alone(

@@ -26,7 +26,7 @@ from bulkfetch.errors import (
     TimedOutError,
 )
 from bulkfetch.settings import Settings
-from bulkfetch.transport import _FOREIGN, Transport, _named_error, _proxy_for, connect, expires_at
+from bulkfetch.transport import _FOREIGN, Transport, _named_error, connect, expires_at, proxy_for
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 SAYS = "words of the server"
@@ -421,7 +421,7 @@ def test_no_proxy_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
     monkeypatch.setenv("NO_PROXY", "direct.invalid")
     found = [
-        _proxy_for("https", host)
+        proxy_for("https", host)
         for host in ("direct.invalid", "a.direct.invalid", "other.invalid", "localhost")
     ]
     assert found == [None, None, "http://proxy.invalid:3128", None]

@@ -16,6 +16,7 @@ COMMANDS = {
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
     "status": "how far the run in progress is, or how the last one ended",
     "bag": "pack an archive that verifies as a BagIt bag, to hand it over",
+    "doctor": "check credentials, API, storage, clock and destination, and say what is wrong",
     "manifest": "check a manifest without any network",
     "demo": "run the main job against an embedded simulator: start here",
     "simulate": "serve the simulated API and storage on loopback, until stopped",

@@ -11,7 +11,16 @@ from pydantic.fields import FieldInfo
 
 from bulkfetch.logs import LogFormat, LogLevel
 from bulkfetch.progress import ProgressStyle
-from bulkfetch.settings import ENV_PREFIX, GROUPS, OUTPUT, Connection, Option, Settings
+from bulkfetch.settings import (
+    ENV_PREFIX,
+    GROUPS,
+    OUT,
+    OUTPUT,
+    Connection,
+    Option,
+    PathText,
+    Settings,
+)
 
 
 class ShownConnection(Connection):
@@ -34,6 +43,15 @@ class ShownConnection(Connection):
 
 class DownloadSettings(ShownConnection, Settings):
     """The options of `download`."""
+
+
+class DoctorSettings(DownloadSettings):
+    """The options of `download`, where no archive needs to be named."""
+
+    # None goes no further: whoever is given these settings is given `out` apart.
+    out: Annotated[PathText | None, OUT] = Field(  # type: ignore[assignment]
+        default=None, description="the archive to check"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, settings_type: type[Connection]) -> None:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -30,25 +30,33 @@ async def do(run: Run) -> Summary | int:
 
     Returns its summary, or the exit status where it was interrupted before it began.
     """
-    loop = asyncio.get_running_loop()
     status = 0
 
-    def interrupt(number: signal.Signals) -> None:
+    def interrupt(exit_status: int) -> None:
         nonlocal status
-        status = EXIT_STATUS[number]
+        status = exit_status
         run.interrupt(status)
 
+    with heeding_signals(interrupt):
+        try:
+            return await run()
+        except asyncio.CancelledError:
+            if not status:
+                raise
+            say("interrupted before anything was fetched")
+            return status
+
+
+@contextmanager
+def heeding_signals(interrupt: Callable[[int], None]) -> Iterator[None]:
+    """Call `interrupt` with the exit status for each Ctrl-C, SIGTERM and lost terminal."""
+    loop = asyncio.get_running_loop()
     # Under `nohup` a hang-up is to be ignored, and stays so.
     heeded = [n for n in EXIT_STATUS if signal.getsignal(n) is not signal.SIG_IGN]
     for number in heeded:
-        loop.add_signal_handler(number, interrupt, number)
+        loop.add_signal_handler(number, interrupt, EXIT_STATUS[number])
     try:
-        return await run()
-    except asyncio.CancelledError:
-        if not status:
-            raise
-        say("interrupted before anything was fetched")
-        return status
+        yield
     finally:
         for number in heeded:
             loop.remove_signal_handler(number)

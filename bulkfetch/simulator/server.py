@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from email.utils import formatdate
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -40,8 +41,8 @@ class Simulator:
 
     What is true of the population (`patient_ids`, `expected_images`, `stored_bytes`) can be asked
     without serving, and is the same in any process for the same config. `clock` gives seconds since
-    1970, and decides when tokens and signed URLs expire. Changes made while serving are kept until
-    the object goes.
+    1970: it is the `Date` of every answer, and decides when tokens and signed URLs expire. Changes
+    made while serving are kept until the object goes.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Simulator:
     ) -> None:
         self.config = config or SimulatorConfig()
         self.faults = FaultPlan(self.config.seed, self.config.faults)
+        self._clock = clock
         self._traffic = Traffic()
         self._population = Population(self.config)
         self._catalog = Catalog(self._population, self.config.seed, clock)
@@ -231,6 +233,7 @@ class Simulator:
         return application
 
     async def _listen(self, application: web.Application, port: int) -> int:
+        application.on_response_prepare.append(self._set_date)
         runner = web.AppRunner(
             application, access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
         )
@@ -239,3 +242,6 @@ class Simulator:
         await web.TCPSite(runner, self.config.host, port).start()
         bound: int = runner.addresses[0][1]
         return bound
+
+    async def _set_date(self, request: web.Request, response: web.StreamResponse) -> None:  # noqa: ARG002  aiohttp passes both
+        response.headers["Date"] = formatdate(self._clock(), usegmt=True)

@@ -50,6 +50,13 @@ async def test_a_token_is_given_for_the_pair_and_opens_the_api(serve: Serve, for
     assert (await caller.api("/images/v1", headers={"Authorization": forged})).status == 401
 
 
+async def test_the_date_of_every_answer_is_the_clocks(serve: Serve, clock: Clock) -> None:
+    caller = await serve(clock=clock)
+    for path in ("/images/v1", "/nowhere"):
+        answer = await caller.api(path)
+        assert answer.headers["Date"] == "Sun, 15 Jun 2025 15:06:40 GMT"
+
+
 async def test_a_wrong_pair_gets_401_in_the_shape_of_the_api(serve: Serve) -> None:
     caller = await serve()
     answer = await ask_token(caller, json=PAIR | {"client_secret": "wrong"})

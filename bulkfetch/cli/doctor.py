@@ -1,0 +1,114 @@
+"""`bulkfetch doctor`: what stands between this machine and the images, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import textwrap
+from collections.abc import Sequence
+from functools import partial
+
+from bulkfetch import logs
+from bulkfetch.cli.options import (
+    ENVIRONMENT_NOTE,
+    DoctorSettings,
+    add_options,
+    command_parser,
+    given_options,
+)
+from bulkfetch.cli.running import heeding_signals, say
+from bulkfetch.doctor import BY_DEFAULT, Check, Setting, Setup, State, Sums, examine, set_up
+
+_NAME_WIDTH = 12
+_WIDTH = 96
+_INDENT = " " * 9
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check all that a run needs, and say what is wrong."""
+    parser = command_parser(
+        "doctor",
+        "Check all that a run needs: settings, credentials, DNS, TLS, clock, API, storage,\n"
+        "destination, disk and limits. Fetches one byte of one image, and leaves nothing.\n"
+        "Takes the options of `download`, so that its command line can be tried beforehand.\n\n"
+        + ENVIRONMENT_NOTE,
+        [
+            "bulkfetch doctor --out archive",
+            "bulkfetch doctor --environment staging --patient 7f9c2ba4",
+            "bulkfetch doctor --config nightly.toml --json > checks.jsonl",
+        ],
+    )
+    parser.add_argument(
+        "--patient",
+        metavar="ID",
+        help="whose images to ask for; by default those of one whom the API lists",
+    )
+    add_options(parser, DoctorSettings)
+    namespace = parser.parse_args(argv)
+    setup = set_up(DoctorSettings, given_options(namespace, "patient"))
+    logs.configure(setup.settings.log_level, setup.settings.log_format)
+    sums = asyncio.run(_examine(setup, namespace.patient))
+    if isinstance(sums, int):
+        say("interrupted")
+        return sums
+    if setup.settings.as_json:
+        print(json.dumps({"report": sums._asdict()}))
+    say(f"{sums.problem} problem{'s' * (sums.problem != 1)}, {sums.ok} ok, {sums.skipped} skipped")
+    return 1 if sums.problem else 0
+
+
+async def _examine(setup: Setup[DoctorSettings], patient: str | None) -> Sums | int:
+    settings = setup.settings
+    told = partial(_print, "check") if settings.as_json else _say_check
+    status = 0
+
+    def interrupt(exit_status: int) -> None:
+        nonlocal status
+        status = exit_status
+        task.cancel()
+
+    if settings.as_json:
+        for setting in setup.in_force:
+            _print("setting", setting)
+    else:
+        _say_settings(setup.in_force)
+    with heeding_signals(interrupt):
+        task = asyncio.create_task(examine(setup, settings.out, patient=patient, told=told))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not status:
+                raise
+            return status
+
+
+def _print(kind: str, record: Setting | Check) -> None:
+    told = {key: logs.redact(text) for key, text in record._asdict().items()}
+    print(json.dumps({kind: told}), flush=True)
+
+
+def _say_check(check: Check) -> None:
+    state = "PROBLEM" if check.state is State.problem else check.state
+    _say(f"{state:<8} {check.name:<{_NAME_WIDTH}} {check.detail}")
+    if check.advice:
+        _say(f"{_INDENT}what to do: {check.advice}")
+
+
+def _say_settings(in_force: Sequence[Setting]) -> None:
+    say("settings in force, and where each comes from:")
+    by_default, not_set = [], []
+    for name, value, source in in_force:
+        if source != BY_DEFAULT:
+            _say(f"  {name} {value}  ({source})")
+        elif value:
+            by_default.append(f"{name} {value}")
+        else:
+            not_set.append(name)
+    for what, listed in (("by default", by_default), ("not set", not_set)):
+        words = f"{what}: {', '.join(listed)}"
+        say(textwrap.fill(words, _WIDTH, initial_indent="  ", subsequent_indent="    "))
+    say("")
+
+
+def _say(text: str) -> None:
+    say(logs.plain(logs.redact(text)))

@@ -1,0 +1,189 @@
+"""What this machine has for an archive: a directory, a disk, and open files."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import secrets
+from pathlib import Path
+
+from pydantic import ValidationError
+from yarl import URL
+
+from bulkfetch.archive import Identity, LocalArchive, files
+from bulkfetch.archive.local import PRIVATE, identity_of
+from bulkfetch.archive.lock import at_work
+from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
+from bulkfetch.limits import files_needed
+from bulkfetch.models import Summary
+from bulkfetch.progress import size_text
+from bulkfetch.settings import Settings
+
+# Locks, and what has reached the disk, are another machine's affair there. Any that is not named
+# is taken for local, since there is no list of all.
+_REMOTE = re.compile(
+    r"9p|afs|beegfs|ceph|cifs|gfs2|gpfs|lustre|ncpfs|nfs4?|ocfs2|smb3|smbfs|"
+    r"fuse\.(?:blobfuse2?|ceph.*|curlftpfs|gcsfuse|gluster.*|goofys|juicefs|mount-s3|rclone|s3fs|"
+    r"sshfs)"
+)
+# An image is two files, and a patient a directory.
+_FEWEST_FILES_LEFT = 1_000
+_FILES_PER_IMAGE = 2
+_SIDECAR_BYTES = 4096
+_SUMMARIES_READ_AT_MOST = 20
+
+
+class Destination:
+    """The checks of a directory that is, or is to be, an archive; they leave nothing behind."""
+
+    def __init__(self, out: str, settings: Settings) -> None:
+        self._out = out
+        self._root = Path(out)
+        self._settings = settings
+        self._wanted = Identity(
+            api_host=URL(settings.api_base_url).host or "", path_template=settings.path_template
+        )
+
+    async def check(
+        self, checks: Checks, *, tells_where: bool, organization_id: str | None
+    ) -> None:
+        """Do all of them; whose archive it is, only where the settings tell whose it should be."""
+        here = ["destination"]
+        await checks("destination", lambda: aside(self._directory))
+        await checks(
+            "archive",
+            lambda: self._archive(organization_id),
+            needs=here if tells_where else [*here, "settings"],
+        )
+        await checks("file system", lambda: aside(self._file_system), needs=here)
+        await checks("writing", lambda: aside(self._writing), needs=here)
+        await checks("disk", lambda: aside(self._disk), needs=here)
+
+    def _directory(self) -> str:
+        with files.named(self._out):
+            LocalArchive.check(self._out, identity_of(self._root) or self._wanted)
+            if self._root.exists():
+                return f"{self._root.resolve()} can be written"
+            return f"{self._root.absolute()} is not there yet, and can be made"
+
+    async def _archive(self, organization_id: str | None) -> str:
+        found = await aside(lambda: identity_of(self._root))
+        if found is None:
+            raise SkippedError("none yet: the first run makes it one")
+        archive = LocalArchive.open_read_only(self._out, self._wanted)
+        if organization_id:
+            await archive.claim(organization_id)
+        # Shards may run side by side.
+        if self._settings.shard is None and at_work(self._root / PRIVATE):
+            raise ProblemError("a run is at work in it", "wait for it to end")
+        return (
+            f"of {found.api_host}, organization {found.organization_id or 'not known yet'}, "
+            f"template {found.path_template}"
+        )
+
+    def _file_system(self) -> str:
+        kind = _file_system_of(_nearest(self._root))
+        if kind is None:
+            raise SkippedError("this system does not tell what kind it is")
+        if _REMOTE.fullmatch(kind):
+            raise ProblemError(
+                f"{kind}, which is another machine's",
+                "use a local disk: locks and fsync cannot be relied on there; copy the archive "
+                "when it is done",
+            )
+        return f"{kind}, local"
+
+    def _writing(self) -> str:
+        if not self._root.exists():
+            raise SkippedError("nothing is made where nothing is yet")
+        name = f".{secrets.token_hex(16)}.part"
+        with files.named(self._out), files.descriptor(self._root) as directory:
+            probe = files.create(name, directory)
+            try:
+                try:
+                    files.rename(directory, name, f"{name}2")
+                    name = f"{name}2"
+                finally:
+                    # From here on it has no name: whatever happens, it is gone.
+                    os.unlink(name, dir_fd=directory)
+                files.write(probe, bytes(4096))
+                os.fsync(probe)
+                os.fsync(directory)
+            finally:
+                os.close(probe)
+        return "a file can be made, renamed, brought to the disk and removed"
+
+    def _disk(self) -> str:
+        nearest = _nearest(self._root)
+        with files.named(self._out):
+            files.Room(nearest).look()
+            found = os.statvfs(nearest)
+        if not found.f_blocks:
+            raise SkippedError("this file system does not tell how large it is")
+        free_bytes, free_files = found.f_bavail * found.f_frsize, found.f_favail
+        told = f"{size_text(free_bytes)} free"
+        rooms = []
+        if found.f_files:  # some make inodes as they are needed
+            told += f", for {free_files:,} files"
+            if free_files < _FEWEST_FILES_LEFT:
+                raise ProblemError(told, "remove files from this disk, or use one with more inodes")
+            rooms.append(free_files // _FILES_PER_IMAGE)
+        if mean_bytes := _mean_image_bytes(self._root):
+            rooms.append(int(free_bytes // (mean_bytes + _SIDECAR_BYTES)))
+            told += f": room for {min(rooms):,} images of {size_text(mean_bytes)}, as these are"
+        return told
+
+
+async def check_open_files(checks: Checks, settings: Settings) -> None:
+    """Check how many files may be open, against what the concurrency in force needs."""
+
+    async def limit() -> str:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        needed = files_needed(settings)
+        if hard == resource.RLIM_INFINITY:
+            return f"any number; a run needs {needed:,}"
+        told = f"{hard:,} at most; a run needs {needed:,}"
+        if needed > hard:
+            raise ProblemError(
+                told,
+                "raise it (ulimit -Hn, LimitNOFILE= of a systemd unit), or lower "
+                "--download-concurrency: a run does less at once",
+            )
+        return told
+
+    await checks("open files", limit)
+
+
+def _nearest(path: Path) -> Path:
+    """The directory itself, or the one in which it is to be made."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def _file_system_of(path: Path) -> str | None:
+    """Its kind, as Linux tells it (proc(5), "mountinfo"); None elsewhere."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    kinds: dict[Path, str] = {}
+    for line in lines.splitlines():
+        fields, _, of_the_mount = line.partition(" - ")
+        mounted_at = re.sub(r"\\([0-7]{3})", lambda o: chr(int(o[1], 8)), fields.split()[4])
+        kinds[Path(mounted_at)] = of_the_mount.split()[0]
+    real = path.resolve()
+    return next((kinds[place] for place in (real, *real.parents) if place in kinds), None)
+
+
+def _mean_image_bytes(root: Path) -> float:
+    """The mean of what the last runs brought; 0 where they brought nothing."""
+    size = images = 0
+    runs = sorted(root.glob(f"{PRIVATE}/runs/*/summary.json"))
+    for path in runs[-_SUMMARIES_READ_AT_MOST:]:
+        try:
+            summary = Summary.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            continue
+        size += summary.bytes
+        images += summary.images.downloaded
+    return size / images if images else 0.0
