@@ -14,7 +14,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "download": "fetch every image of the patients in a manifest",
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
-    "manifest": "check a manifest without any network",
+    "manifest": "make a manifest from the API, check one, split one",
     "demo": "run the main job against an embedded simulator: start here",
     "simulate": "serve the simulated API and storage on loopback, until stopped",
 }

@@ -364,6 +364,7 @@ class Run:
             bytes=tally.bytes,
             retries=self._budget.count,
             duplicate_rows=self._facts.duplicates,
+            manifest_sha256=self._manifest.sha256,
             failures=self._failures.path if self._failures else None,
             bulkfetch_version=__version__,
         )
