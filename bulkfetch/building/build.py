@@ -117,6 +117,7 @@ class _Build:
         self._check()
         self._api_host = URL(settings.api_base_url).host or ""
         self._cursor: Cursor | None = None
+        self._organization: str | None = None
         self._requests = 0
         self._total: int | None = None
         self._missing = 0
@@ -162,6 +163,9 @@ class _Build:
             self._api = API(transport, settings.api_base_url, tokens)
             self._retry = Retry(settings.retries, Budget(), Breaker("the API", settings.max_outage))
             with Part(part, build) as self._part:
+                self._organization = self._part.note(_ORGANIZATION) or (
+                    self._cursor.organization_id if self._cursor else None
+                )
                 if begin and not self._part.is_resumed:
                     self._part.known(Kind.patient, begin.patients.seen)
                     self._part.known(Kind.coverage, begin.coverages.seen if begin.coverages else [])
@@ -220,8 +224,7 @@ class _Build:
                 rows=self._part.count(Kind.patient) + self._part.count(Kind.coverage),
                 built_at=datetime.now(UTC),
             )
-            organization = self._part.note(_ORGANIZATION) or self._cursor.organization_id
-            update = {"pending": pending, "organization_id": organization}
+            update = {"pending": pending, "organization_id": self._organization}
             self._cursor.model_copy(update=update).write(self._cursor_path)
 
     def _trail(self, kind: Kind, begin: Trail | None) -> Trail:
@@ -337,14 +340,15 @@ class _Build:
 
     def _claim(self, organization_id: str | None) -> None:
         """See that all is of one organization, and of the cursor's."""
-        known = self._part.note(_ORGANIZATION) or (self._cursor and self._cursor.organization_id)
+        known = self._organization
         if organization_id and known and organization_id != known:
             raise ConfigurationError(
                 f"the API lists patients of organization {plain(organization_id)}, and not of "
                 f"{plain(known)}: these credentials are another account's; correct them, or name "
                 "another --cursor and MANIFEST"
             )
-        if organization_id and not self._part.note(_ORGANIZATION):
+        if organization_id and not known:
+            self._organization = organization_id
             self._part.set_note(_ORGANIZATION, organization_id)
 
     def _so_far(self) -> Sofar:

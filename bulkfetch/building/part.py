@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS records (
 );
 """
 _BUILD = "build"
+_EPOCH = moment("1970-01-01")
 
 
 class Kind(IntEnum):
@@ -73,6 +74,7 @@ class Part:
 
     def __init__(self, path: Path | None, build: Mapping[str, object]) -> None:
         self._path = path
+        self._counts: dict[Kind, int]
         told = json.dumps(build, sort_keys=True)
         with _on_disk(path):
             self._db = private_database(any_thread=True) if path is None else _opened(path)
@@ -87,6 +89,9 @@ class Part:
                 self._db.executescript(_TABLES)
                 self.set_note(_BUILD, told)
                 self.commit()
+            query = "SELECT count(*) FROM records WHERE wanted AND kind = ?"
+            # Counted once, and then kept up: counting anew at each page would grow with the rows.
+            self._counts = {kind: self._db.execute(query, (kind,)).fetchone()[0] for kind in Kind}
 
     def __enter__(self) -> Self:
         return self
@@ -143,8 +148,7 @@ class Part:
 
     def count(self, kind: Kind) -> int:
         """Return how many rows there are."""
-        query = "SELECT count(*) FROM records WHERE wanted AND kind = ?"
-        return int(self._db.execute(query, (kind,)).fetchone()[0])
+        return self._counts[kind]
 
     def rows(self, after: int = 0) -> Iterator[Row]:
         """Yield the manifest's rows in their order, those behind a row's `seq`."""
@@ -193,6 +197,7 @@ class Part:
             " SET wanted = excluded.wanted, seq = (SELECT max(seq) + 1 FROM records)",
             (kind, identity, wanted),
         )
+        self._counts[kind] += wanted
 
 
 def _opened(path: Path) -> sqlite3.Connection:
@@ -235,4 +240,4 @@ def _on_disk(path: Path | None) -> Iterator[None]:
 
 def microseconds(at: datetime) -> int:
     """A time as a number that sorts."""
-    return (at - moment("1970-01-01")) // timedelta(microseconds=1)
+    return (at - _EPOCH) // timedelta(microseconds=1)
