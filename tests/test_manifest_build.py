@@ -8,10 +8,12 @@ import gzip
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -573,6 +575,23 @@ def test_a_place_in_the_listing_that_the_api_forgot_is_begun_anew(
     result = build(simulator, path)
     assert result.status == 0, result.err
     assert "listing anew" in result.err
+    assert set(patients(path)) == active(simulator)
+
+
+def test_a_listing_of_another_day_is_begun_anew(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator = serve(patients=2_500)
+    path = tmp_path / "all.csv"
+    in_turn(monkeypatch, simulator, "patients", "get_multi", "", "400")
+    assert build(simulator, path).status == 1
+    with closing(sqlite3.connect(tmp_path / ".all.csv.building")) as part, part:
+        (told,) = part.execute("SELECT text FROM notes WHERE name = 'build'").fetchone()
+        yesterday = json.dumps(json.loads(told) | {"day": "2026-01-01"}, sort_keys=True)
+        part.execute("UPDATE notes SET text = ? WHERE name = 'build'", (yesterday,))
+    result = build(simulator, path, "--json")
+    assert result.status == 0, result.err
+    assert not json.loads(result.out)["resumed"]
     assert set(patients(path)) == active(simulator)
 
 

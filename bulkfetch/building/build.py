@@ -156,6 +156,8 @@ class _Build:
             "begin": begin and begin.model_dump(mode="json"),
             "coverages": settings.coverages,
             "active_only": settings.active_only,
+            # Who came after a listing was begun may be on a page that was read.
+            "day": None if begin else f"{datetime.now(UTC):%Y-%m-%d}",
         }
         part = self._path and self._path.with_name(f".{self._path.name}.building")
         async with connect(settings) as transport:

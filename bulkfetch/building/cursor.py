@@ -145,11 +145,8 @@ def _is_archived(out: Path, pending: Pending) -> bool:
                 continue
             with suppress(ValidationError):
                 summary = Summary.model_validate_json(path.read_bytes())
-                if (
-                    summary.manifest_sha256 == pending.manifest_sha256
-                    and summary.exit_code == 0
-                    and not summary.dry_run
-                ):
+                is_of_it = summary.manifest_sha256 == pending.manifest_sha256
+                if is_of_it and summary.exit_code == 0:
                     done.add(summary.shard or "1/1")
     wholes = {int(share.partition("/")[2]) for share in done}
     return any(done >= {f"{i}/{n}" for i in range(1, n + 1)} for n in wholes)
