@@ -21,6 +21,7 @@ import pytest
 
 from bulkfetch.building import build_manifest, scan
 from bulkfetch.manifest import Manifest
+from bulkfetch.models import PatientPage, Versioned
 from bulkfetch.settings import Building
 from bulkfetch.simulator import Fault, Simulator, parse_fault
 from tests.conftest import (
@@ -159,8 +160,6 @@ async def test_a_scan_that_goes_back_in_time_is_an_error() -> None:
     pages = iter([["2024-01-02T00:00:00.001Z"], ["2024-01-01T00:00:00.000Z"]])
 
     async def ask(_since: str) -> list[Any]:
-        from bulkfetch.models import Versioned  # noqa: PLC0415
-
         return [Versioned(id=at, version=1, updated_at=at) for at in next(pages)]
 
     with pytest.raises(Exception, match="did not answer in order of time"):
@@ -221,8 +220,6 @@ def test_a_listing_that_never_adds_up_is_written_and_is_status_1(
 
 async def test_a_listing_that_goes_round_in_a_circle_is_an_error() -> None:
     async def ask(token: str | None) -> Any:
-        from bulkfetch.models import PatientPage  # noqa: PLC0415
-
         following = {None: "a", "a": "b", "b": "c", "c": "a"}[token]
         return PatientPage(items=[], next_page_token=following, total=9)
 

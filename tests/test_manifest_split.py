@@ -10,6 +10,7 @@ import pytest
 
 from bulkfetch.building import split_manifest
 from bulkfetch.manifest import Manifest
+from bulkfetch.manifest.writer import form_of, writing
 from bulkfetch.models import ManifestRow, Shard
 from tests.conftest import bulkfetch, with_mounts_of_its_own, write_manifest
 
@@ -42,8 +43,6 @@ def source(directory: Path, name: str, rows: int = 10_500) -> Path:
     if name.endswith(".txt"):
         path.write_text("".join(f"p-{n}\n" for n in range(rows)))
         return path
-    from bulkfetch.manifest.writer import form_of, writing  # noqa: PLC0415  for other forms alone
-
     columns = ["patient_id", "coverage_id", "ward", "note"]
     with (
         path.open("wb") as file,
