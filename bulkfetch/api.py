@@ -22,7 +22,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from bulkfetch.errors import BadResponseError, CredentialsError, StatusError
-from bulkfetch.models import Coverage, ImageRecord
+from bulkfetch.models import Coverage, ImageRecord, PatientPage, Versioned
 from bulkfetch.settings import ClientCredentials, StaticToken
 from bulkfetch.transport import Transport
 
@@ -31,6 +31,9 @@ RENEW_BEFORE_S = 60.0
 # Once a token was taken, a 401 is answered with a new one; so many new ones refused in a row mean
 # that the account is closed to us.
 REFUSALS_AT_MOST = 3
+# The most that a page may hold: of patients as told, of coverages as it is.
+PATIENTS_A_PAGE = 1000
+COVERAGES_A_SCAN = 100
 _HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 log = logging.getLogger(__name__)
@@ -49,20 +52,13 @@ class _Problem(BaseModel):
     errorName: str  # noqa: N815  the API's own word
 
 
-class _ListedPatient(BaseModel):
-    id: str = Field(min_length=1)
-
-
-class _PatientPage(BaseModel):
-    items: list[_ListedPatient]
-
-
 _IMAGES = TypeAdapter(list[ImageRecord])
 _IMAGE = TypeAdapter(ImageRecord)
 _COVERAGES = TypeAdapter(list[Coverage])
 _PROBLEM = TypeAdapter(_Problem)
+_VERSIONED = TypeAdapter(list[Versioned])
+_PATIENT_PAGE = TypeAdapter(PatientPage)
 _TOKEN = TypeAdapter(_TokenAnswer)
-_PATIENT_PAGE = TypeAdapter(_PatientPage)
 
 
 class Token(NamedTuple):
@@ -286,14 +282,40 @@ class API:
         body = await self._get("/coverages/v1", {"patient_id": patient_id})
         return _parse(_COVERAGES, body, "the coverage search")
 
-    async def some_patients(self, limit: int) -> list[str]:
-        """Return the IDs of the first patients that the API lists, at most `limit` of them.
+    async def patients(
+        self, page_token: str | None = None, *, limit: int = PATIENTS_A_PAGE
+    ) -> PatientPage:
+        """Return a page of up to `limit` active patients: the first, or a token's.
 
         Raises:
             FetchError, CredentialsError: as for `images`.
         """
-        body = await self._get("/patients/v1/get_multi", {"limit": str(limit)})
-        return [item.id for item in _parse(_PATIENT_PAGE, body, "the list of patients").items]
+        params = {"limit": str(limit)}
+        if page_token is not None:
+            params["page_token"] = page_token
+        body = await self._get("/patients/v1/get_multi", params)
+        return _parse(_PATIENT_PAGE, body, "the patient search")
+
+    async def patients_since(self, since: str) -> list[Versioned]:
+        """Return up to `PATIENTS_A_PAGE` patients updated at or after an ISO 8601 time, in order.
+
+        Deactivated ones are among them.
+
+        Raises:
+            FetchError, CredentialsError: as for `images`.
+        """
+        params = {"since": since, "maxResults": str(PATIENTS_A_PAGE)}
+        body = await self._get("/patients/v1/updates/scan", params)
+        return _parse(_VERSIONED, body, "the patient scan")
+
+    async def coverages_since(self, since: str) -> list[Versioned]:
+        """Return up to `COVERAGES_A_SCAN` coverages updated at or after a time, in order.
+
+        Raises:
+            FetchError, CredentialsError: as for `images`.
+        """
+        body = await self._get("/coverages/v1/updates/scan", {"since": since})
+        return _parse(_VERSIONED, body, "the coverage scan")
 
     async def _get(self, path: str, params: Mapping[str, str] | None = None) -> bytes:
         token = await self._tokens.get()

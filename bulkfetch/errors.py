@@ -6,6 +6,7 @@ BulkfetchError
 │   └── ArchiveMismatchError   choose another destination: this one is another account's
 ├── CredentialsError           correct the credentials
 ├── DestinationError           make room, get access, or wait for the other run
+├── GapError                   the API's lists cannot be read without a gap: nothing was written
 ├── UnreachableError           the API did not answer at all: nothing was fetched
 └── FetchError                 one patient or one image failed; the run goes on
     ├── ConnectionFailedError  the host could not be reached, or hung up
@@ -41,6 +42,7 @@ __all__ = [
     "CredentialsError",
     "DestinationError",
     "FetchError",
+    "GapError",
     "HostDeniedError",
     "ManifestError",
     "PathRefusedError",
@@ -111,6 +113,10 @@ class DestinationError(BulkfetchError):
     """The destination cannot be used: not writable, full, or held by another run."""
 
     exit_status = 4
+
+
+class GapError(BulkfetchError):
+    """Somebody may be hidden behind what the API lists; no manifest was written."""
 
 
 class UnreachableError(BulkfetchError):

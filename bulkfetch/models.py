@@ -99,9 +99,14 @@ class Shard(NamedTuple):
 
     def holds(self, patient_id: str | None, coverage_id: str | None) -> bool:
         """Tell whether a row with these IDs belongs to this share."""
+        return self.share_of(patient_id, coverage_id, self.shares) == self.number
+
+    @staticmethod
+    def share_of(patient_id: str | None, coverage_id: str | None, shares: int) -> int:
+        """Return which of so many shares a row with these IDs belongs to, from 1."""
         identity = (patient_id or coverage_id or "").encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(identity).digest()
-        return int.from_bytes(digest[:8], "big") % self.shares == self.number - 1
+        return int.from_bytes(digest[:8], "big") % shares + 1
 
 
 class _FromAPI(BaseModel):
@@ -127,8 +132,14 @@ class PatientLink(_FromAPI):
     notes: StrictStr | None = Field(default=None, repr=False)
 
 
+def moment(text: str) -> datetime:
+    """Read an ISO 8601 time; UTC where it has no zone."""
+    read = datetime.fromisoformat(text)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)
+
+
 def _timestamp(text: str) -> str:
-    datetime.fromisoformat(text)
+    moment(text)
     return text
 
 
@@ -160,10 +171,7 @@ class ImageRecord(_FromAPI):
     @property
     def updated(self) -> datetime | None:
         """When the image was last updated; UTC where no zone was sent."""
-        if self.updated_at is None:
-            return None
-        moment = datetime.fromisoformat(self.updated_at)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return None if self.updated_at is None else moment(self.updated_at)
 
     def for_sidecar(self) -> dict[str, Any]:
         """The record as the API sent it, unknown fields too, without the signed URL."""
@@ -174,6 +182,36 @@ class Coverage(_FromAPI):
     """One coverage of a patient: only its ID matters here."""
 
     id: StrictStr = Field(min_length=1)
+
+
+class Versioned(BaseModel):
+    """A patient or a coverage, as far as a manifest needs it; the rest, which is PHI, is dropped.
+
+    `updated_at` is as it was sent, and is sent back as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: StrictStr = Field(min_length=1)
+    version: StrictInt = Field(ge=0, lt=2**63)
+    updated_at: Timestamp
+    deactivated: StrictBool = False
+    organization_id: StrictStr | None = None
+
+    @property
+    def updated(self) -> datetime:
+        """When it was last updated; UTC where no zone was sent."""
+        return moment(self.updated_at)
+
+
+class PatientPage(BaseModel):
+    """A page of the listing of all active patients, and what leads to the next one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    items: list[Versioned]
+    next_page_token: StrictStr | None = None
+    total: StrictInt = Field(ge=0)
 
 
 class FileInfo(_Frozen):
@@ -305,8 +343,8 @@ class Summary(_Frozen):
     recorded (see `bulkfetch.chain`); None where nothing was written. `unlisted` are the images in
     the archive that were found to be no longer listed, by what became of them. `failures` is the
     path of the manifest of what failed, None where nothing did; `failed_by_kind` counts the same
-    patients by the kind of their first error. Of a `shard`, the sums are those of
-    its own rows.
+    patients by the kind of their first error. Of a `shard`, the sums are those of its own rows.
+    `manifest_sha256` is of the manifest's file, as it was read.
     """
 
     run_id: str
@@ -325,5 +363,6 @@ class Summary(_Frozen):
     head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0
+    manifest_sha256: str | None = None
     failures: str | None = None
     bulkfetch_version: str

@@ -413,6 +413,37 @@ class Settings(Connection):
     )
 
 
+class Building(Connection):
+    """What a manifest is to be made of: given and refused as a `Connection`."""
+
+    manifest_format: Annotated[ManifestFormat | None, Option(_RUN, "FORM")] = Field(
+        default=None,
+        description=f"where the ending does not tell: {', '.join(ManifestFormat)}",
+    )
+    since: Annotated[Moment | None, Option(_RUN, "TIME")] = Field(
+        default=None,
+        description="those updated at or after this ISO 8601 time (UTC), deactivated ones too; "
+        "with --since-last, where to begin the first time",
+    )
+    since_last: Annotated[bool, Option(_RUN)] = Field(
+        default=False,
+        description="those updated since the last manifest of which --out has all; needs --out",
+    )
+    out: Annotated[str | None, BeforeValidator(_path_text), Option(_RUN, "DEST", "-o")] = Field(
+        default=None, min_length=1, description="for --since-last: the archive; it is only read"
+    )
+    cursor: Annotated[Path | None, BeforeValidator(_path_text), Option(_RUN, "FILE")] = Field(
+        default=None,
+        description="where --since-last keeps how far it is; by default MANIFEST.cursor.json",
+    )
+    coverages: Annotated[bool, Option(_RUN)] = Field(
+        default=False, description="a row for each coverage too: one more query a patient"
+    )
+    active_only: Annotated[bool, Option(_RUN)] = Field(
+        default=False, description="leave deactivated patients out"
+    )
+
+
 _SECRETS = ("token", "client_secret")
 
 S = TypeVar("S", bound=BaseSettings)

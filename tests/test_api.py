@@ -244,7 +244,7 @@ QUESTIONS: dict[str, Ask] = {
     "images": lambda api: api.images(patient_id="p"),
     "image": lambda api: api.image("i-1"),
     "coverages": lambda api: api.coverages("p"),
-    "patients": lambda api: api.some_patients(5),
+    "patients": lambda api: api.patients(),
 }
 
 
@@ -359,9 +359,12 @@ async def test_an_empty_list_is_an_answer() -> None:
 
 
 async def test_the_first_patients_are_asked_for_by_their_number() -> None:
-    page = {"items": [{"id": "p-1", "mrn": "x"}, {"id": "p-2"}], "next_page_token": "x"}
+    known = {"version": 1, "updated_at": "2026-11-01T00:00:00Z", "mrn": "x"}
+    items = [{"id": "p-1", **known}, {"id": "p-2", **known}]
+    page = {"items": items, "next_page_token": "x", "total": 5}
     async with raw_server(http(json.dumps(page).encode())) as server, api_at(server) as api:
-        assert await api.some_patients(2) == ["p-1", "p-2"]
+        found = await api.patients(limit=2)
+    assert [patient.id for patient in found.items] == ["p-1", "p-2"]
     (request,) = server.requests
     assert request.target == "/patients/v1/get_multi?limit=2"
 

@@ -84,7 +84,7 @@ def leaks(text: str, simulator: Simulator) -> set[str]:
     """The secrets and private words that a text holds."""
     secrets = {
         simulator.config.client_secret, "eyJ", "Signature=", "X-Goog-Credential", "0badc0de",
-        "Bearer ", '"signed_url":', *SERVERS_WORDS,
+        "Bearer ", '"signed_url":"', '"signed_url": "', *SERVERS_WORDS,
     }  # fmt: skip
     found = {secret for secret in secrets if secret.lower() in text.lower()}
     # A signature is the one thing that is a long row of hex digits, an ID's or a hash's aside.

@@ -87,7 +87,9 @@ def a_sidecar(archive: Path) -> Path:
 
 
 def last_journal(archive: Path) -> Path:
-    return max(archive.glob(".bulkfetch/runs/*/journal.jsonl"))
+    # Two runs of one second are told apart by what they say, and not by their names.
+    journals = archive.glob(".bulkfetch/runs/*/journal.jsonl")
+    return max(journals, key=lambda path: path.read_text("utf-8").partition('"at":')[2][:32])
 
 
 def edit(path: Path, **fields: Any) -> None:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 from typing import TypeVar
 
@@ -191,6 +192,28 @@ def write_whole(directory: int, part: str, name: str, data: bytes, *, durable: b
         with suppress(OSError):
             os.unlink(part, dir_fd=directory)
         raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BufferedRandom]:
+    """Yield a file to write, which gets its name when the block ends: whole, and on the disk.
+
+    Until then what has that name stays. It is private to its owner. After a failure nothing new is
+    left; after a kill there may be `.<name>.part`, which the next call replaces.
+    """
+    part = f".{path.name}.part"
+    with descriptor(path.parent) as directory:
+        try:
+            with open(create(part, directory), "w+b") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            rename(directory, part, path.name)
+            os.fsync(directory)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part, dir_fd=directory)
+            raise
 
 
 def rename(directory: int, old: str, new: str) -> None:

@@ -17,7 +17,7 @@ COMMANDS = {
     "status": "how far the run in progress is, or how the last one ended",
     "bag": "pack an archive that verifies as a BagIt bag, to hand it over",
     "doctor": "check credentials, API, storage, clock and destination, and say what is wrong",
-    "manifest": "check a manifest without any network",
+    "manifest": "make a manifest from the API, check one, split one",
     "demo": "run the main job against an embedded simulator: start here",
     "simulate": "serve the simulated API and storage on loopback, until stopped",
 }

@@ -181,7 +181,8 @@ class Network:
     async def _query(self) -> str:
         patients = [self._patient] if self._patient else []
         if not patients:
-            patients = await self._api.some_patients(_PATIENTS_ASKED_AT_MOST)
+            page = await self._api.patients(limit=_PATIENTS_ASKED_AT_MOST)
+            patients = [patient.id for patient in page.items]
         told = "the API lists no patient"
         for patient_id in patients:
             began = time.monotonic()

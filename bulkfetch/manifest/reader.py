@@ -56,6 +56,7 @@ class Manifest:
 
     Attributes:
         name: the path as given, or "<standard input>".
+        sha256: of the file's bytes as they are, in hex; None before `check()`.
 
     Raises:
         ManifestError: the file is missing or cannot be read, or its ending tells no form.
@@ -76,6 +77,7 @@ class Manifest:
         self._is_empty = True
         self._index: Index | None = None
         self._count = 0
+        self.sha256: str | None = None
 
     def check(self) -> ManifestFacts:
         """Reads and validates every row, and returns what was found.
@@ -109,6 +111,7 @@ class Manifest:
             )
             undo.pop_all()
         self._index, self._count = index, count
+        self.sha256 = self._source.sha256()
         return ManifestFacts(
             rows=count,
             distinct=count - duplicates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import gzip
+import hashlib
 import io
 import os
 import shutil
@@ -80,7 +81,7 @@ class Source:
         is_standard_input = path == STANDARD_INPUT
         self.name = "<standard input>" if is_standard_input else path
         default = ManifestFormat.csv if is_standard_input else None
-        self.form = given or default or _told_form(path)
+        self.form = given or default or told_form(path)
         with _opening(self.name), ExitStack() as undo:
             self.file = _standard_input() if is_standard_input else _open(path)
             undo.callback(self.file.close)
@@ -106,6 +107,13 @@ class Source:
         if what := _not_text(lines.head):
             raise ManifestError(f"{self.name} {what}")
         return lines
+
+    def sha256(self) -> str:
+        """The SHA-256 of the bytes as they are, compressed or not, in hex."""
+        self.file.seek(0)
+        with _opening(self.name):
+            # Its type has no `readinto`, which every such file has.
+            return hashlib.file_digest(self.file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     def raise_if_changed(self) -> None:
         """Raises ManifestError if the open file's size or time of change is another than once."""
@@ -199,8 +207,12 @@ class Lines:
             raise StopReadingError(self.number + 1, what) from error
 
 
-def _told_form(path: str) -> ManifestFormat:
-    """The form that the ending tells."""
+def told_form(path: str) -> ManifestFormat:
+    """The form that the ending tells.
+
+    Raises:
+        ManifestError: it tells none.
+    """
     name = path.lower()
     for form in ManifestFormat:
         if name.removesuffix(".gz").endswith(f".{form}"):

@@ -389,6 +389,7 @@ class Run:
             failed_by_kind=dict(sorted(tally.kinds.items())),
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
+            manifest_sha256=self._manifest.sha256,
             failures=self._failures.path if self._failures else None,
             bulkfetch_version=__version__,
         )

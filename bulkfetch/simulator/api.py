@@ -197,8 +197,7 @@ class Api:
 
     async def coverages_scan(self, request: web.Request) -> Reply:
         """Coverages in order of their last update."""
-        patients = self._population.patients_since(_since(request))
-        found = islice(self._coverages_of(patients), _COVERAGES_PER_SCAN)
+        found = islice(self._population.coverages_since(_since(request)), _COVERAGES_PER_SCAN)
         return json_reply([self._coverage_json(coverage) for coverage in found])
 
     async def coverage(self, request: web.Request) -> Reply:

@@ -45,7 +45,8 @@ def patient_json(
     return {
         "id": patient.id,
         "mrn": mrn(patient),
-        **_ownership(patient, population, organization_id),
+        **_ownership(population.patient_state(patient), population, organization_id),
+        "deactivated": patient.deactivated,
         "name": _name(patient),
         "other_names": [],
         "gender": "UNKNOWN",
@@ -69,7 +70,7 @@ def coverage_json(
     patient = coverage.patient
     return {
         "id": coverage.id,
-        **_ownership(patient, population, organization_id),
+        **_ownership(population.coverage_state(coverage), population, organization_id),
         "deactivated": False,
         "status": "ACTIVE" if coverage.slot < 2 else "CANCELLED",
         "subscriber": {"name": _name(patient), "biological_sex": "UNKNOWN"},
@@ -98,12 +99,12 @@ def mrn_index(text: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() else None
 
 
-def _ownership(patient: PatientRecord, population: Population, organization_id: str) -> JsonObject:
+def _ownership(state: tuple[int, int], population: Population, organization_id: str) -> JsonObject:
+    version, updated_ms = state
     return {
         "organization_id": organization_id,
-        "deactivated": patient.deactivated,
-        "version": patient.version,
-        "updated_at": isoformat(patient.updated_ms),
+        "version": version,
+        "updated_at": isoformat(updated_ms),
         "updating_user_id": population.user_id,
     }
 

@@ -1,11 +1,13 @@
 """The seeded population: patients, coverages and images, worked out from an index when asked for.
 
-Nothing is kept: a million patients cost no memory. Images of a patient have the indices `patient *
-16` onward, and coverages `patient * 4` onward, so that an identifier leads to its owner.
+Nothing is kept but what was touched since: a million patients cost no memory. Images of a patient
+have the indices `patient * 16` onward, and coverages `patient * 4` onward, so that an identifier
+leads to its owner.
 """
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,6 +93,9 @@ class Population:
         self._config = config
         self._seed = config.seed
         self.size = config.patients
+        self._seeded = range(self.size)
+        self._touched_patients: dict[int, tuple[int, int]] = {}
+        self._touched_coverages: dict[int, tuple[int, int]] = {}
         self._patients = Identifiers(self._seed, "patient")
         self._coverages = Identifiers(self._seed, "coverage")
         self._images = Identifiers(self._seed, "image")
@@ -121,11 +126,68 @@ class Population:
 
     def patients_since(self, since_ms: int) -> Iterator[PatientRecord]:
         """Patients updated at or after a time, in order of `updated_at` (and of the index)."""
-        start = bisect_left(range(self.size), since_ms, key=self.updated_ms)
-        return (self.patient(index) for index in range(start, self.size))
+        touched = self._touched_patients
+        seeded = (index for index in self._seeded_since(since_ms) if index not in touched)
+        later = (index for index, (_, at_ms) in touched.items() if at_ms >= since_ms)
+
+        def place(index: int) -> tuple[int, int]:
+            return touched[index][1] if index in touched else self.updated_ms(index), index
+
+        return map(self.patient, heapq.merge(seeded, sorted(later, key=place), key=place))
+
+    def coverages_since(self, since_ms: int) -> Iterator[CoverageRecord]:
+        """Coverages updated at or after a time, in order of `updated_at` (and of the index)."""
+        touched = self._touched_coverages
+        seeded = (
+            coverage
+            for index in self._seeded_since(since_ms)
+            for coverage in self.coverages(self.patient(index))
+            if coverage.index not in touched
+        )
+
+        def place(coverage: CoverageRecord) -> tuple[int, int]:
+            return self.coverage_state(coverage)[1], coverage.index
+
+        later = (
+            self._coverage(self.patient(index // _COVERAGE_SLOTS), index % _COVERAGE_SLOTS)
+            for index, (_, at_ms) in touched.items()
+            if at_ms >= since_ms
+        )
+        return heapq.merge(seeded, sorted(later, key=place), key=place)
+
+    def patient_state(self, patient: PatientRecord) -> tuple[int, int]:
+        """A patient's version and time of update as they are now."""
+        return self._touched_patients.get(patient.index, (patient.version, patient.updated_ms))
+
+    def coverage_state(self, coverage: CoverageRecord) -> tuple[int, int]:
+        """A coverage's version and time of update as they are now; at first its patient's."""
+        patient = coverage.patient
+        return self._touched_coverages.get(coverage.index, (patient.version, patient.updated_ms))
+
+    def touch_patient(self, patient: PatientRecord, at_ms: int) -> None:
+        """Makes a new version of a patient; its images and coverages stay as they are."""
+        version, _ = self.patient_state(patient)
+        self._touched_patients[patient.index] = version + 1, at_ms
+
+    def touch_coverage(self, coverage: CoverageRecord, at_ms: int) -> None:
+        """Makes a new version of a coverage; its patient and images stay as they are."""
+        version, _ = self.coverage_state(coverage)
+        self._touched_coverages[coverage.index] = version + 1, at_ms
+
+    def add_patient(self, at_ms: int) -> PatientRecord:
+        """Adds the patient at the next index, as of a time."""
+        patient = self.patient(self.size)
+        self.size += 1
+        self._touched_patients[patient.index] = 1, at_ms
+        for coverage in self.coverages(patient):
+            self._touched_coverages[coverage.index] = 1, at_ms
+        return patient
+
+    def _seeded_since(self, since_ms: int) -> range:
+        return self._seeded[bisect_left(self._seeded, since_ms, key=self.updated_ms) :]
 
     def updated_ms(self, patient_index: int) -> int:
-        """When a patient was updated, in milliseconds since 1970."""
+        """When a patient was updated as it was seeded, in milliseconds since 1970."""
         instant = self._instant(patient_index)
         jitter = Dice(self._seed, "instant", instant).below(self._step_ms - 1)
         return _EPOCH_MS + instant * self._step_ms + jitter

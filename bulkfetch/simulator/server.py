@@ -52,6 +52,7 @@ class Simulator:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config or SimulatorConfig()
+        self._clock = clock
         self.faults = FaultPlan(self.config.seed, self.config.faults)
         self._clock = clock
         self._traffic = Traffic()
@@ -141,7 +142,7 @@ class Simulator:
         return self._traffic.log
 
     def patient_ids(self) -> Iterator[str]:
-        """The IDs of all patients, deactivated ones too, in order of `updated_at`."""
+        """The IDs of all patients, deactivated ones too, in order of `updated_at` when seeded."""
         return map(self._population.patient_id, range(self._population.size))
 
     def coverage_ids(self, patient_id: str | None = None) -> Iterator[str]:
@@ -184,6 +185,27 @@ class Simulator:
         """Makes a search for one patient answer with another's images, as after a merge."""
         self._catalog.merges[patient_id] = into
 
+    def touch_patient(self, patient_id: str, *, at: float | None = None) -> None:
+        """Makes a new version of a patient, updated at a time (seconds since 1970), or now.
+
+        Raises LookupError for an ID that is not known.
+        """
+        patient = self._population.find_patient(patient_id)
+        if patient is None:
+            raise LookupError(f"no patient has the ID {patient_id}")
+        self._population.touch_patient(patient, self._milliseconds(at))
+
+    def touch_coverage(self, coverage_id: str, *, at: float | None = None) -> None:
+        """Does the same with a coverage, and leaves its patient as it is."""
+        coverage = self._population.find_coverage(coverage_id)
+        if coverage is None:
+            raise LookupError(f"no coverage has the ID {coverage_id}")
+        self._population.touch_coverage(coverage, self._milliseconds(at))
+
+    def add_patient(self, *, at: float | None = None) -> str:
+        """Adds a patient, with coverages and images, and returns the ID."""
+        return self._population.add_patient(self._milliseconds(at)).id
+
     def issue_token(self) -> str:
         """A bearer token, as the token endpoint would give it."""
         return self._tokens.issue()
@@ -191,6 +213,9 @@ class Simulator:
     def revoke_token(self, token: str) -> None:
         """Makes a bearer token worthless."""
         self._tokens.revoke(token)
+
+    def _milliseconds(self, at: float | None) -> int:
+        return int((self._clock() if at is None else at) * 1000)
 
     def _url(self, port: int) -> str:
         if not self._runners:

@@ -242,7 +242,9 @@ class Journals:
             asked = _key(event.patient_id, event.coverage_id)
             with on_disk(_KEPT):
                 self._db.execute(
-                    "INSERT OR REPLACE INTO said VALUES (?, ?, ?, ?)",
+                    "INSERT INTO said VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                    "state = excluded.state, at = excluded.at, run_id = excluded.run_id "
+                    "WHERE excluded.at >= at",
                     (asked, event.state, event.at, run_id),
                 )
         elif isinstance(event, _ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):

@@ -256,6 +256,43 @@ async def test_coverages_are_listed_by_patient_and_scanned(serve: Serve) -> None
     assert scanned == list(simulator.coverage_ids())
 
 
+async def test_what_is_touched_or_added_is_at_the_end_of_its_scan_and_nowhere_else(
+    serve: Serve, clock: Clock
+) -> None:
+    caller = await serve(patients=60, clock=clock)
+    simulator = caller.simulator
+    ids, coverages = list(simulator.patient_ids()), list(simulator.coverage_ids())
+
+    async def scan(kind: str) -> list[dict[str, Any]]:
+        query = {"since": "2020-01-01T00:00:00Z"}
+        answer = (await caller.api(f"/{kind}/v1/updates/scan", query)).json
+        assert isinstance(answer, list)
+        return answer
+
+    before = {patient["id"]: patient for patient in await scan("patients")}
+    images = simulator.expected_images(ids[5])
+    simulator.touch_patient(ids[5])
+    simulator.touch_patient(ids[2], at=clock.now + 1)
+    simulator.touch_coverage(coverages[3])
+    found = await scan("patients")
+    assert [p["id"] for p in found] == [*(i for i in ids if i not in (ids[5], ids[2])),
+                                        ids[5], ids[2]]  # fmt: skip
+    touched = found[-2]
+    assert touched["updated_at"] == "2025-06-15T15:06:40.250Z"
+    assert touched["version"] == before[ids[5]]["version"] + 1
+    assert touched["mrn"] == before[ids[5]]["mrn"]
+    assert simulator.expected_images(ids[5]) == images
+    assert [c["id"] for c in await scan("coverages")] == [
+        *(i for i in coverages if i != coverages[3]), coverages[3]
+    ]  # fmt: skip
+    added = simulator.add_patient(at=clock.now + 2)
+    assert (await scan("patients"))[-1]["id"] == added
+    assert list(simulator.patient_ids()) == [*ids, added]
+    for touch in (simulator.touch_patient, simulator.touch_coverage):
+        with pytest.raises(LookupError):
+            touch("nobody")
+
+
 async def test_above_the_rate_limit_is_429_with_a_time_to_wait(serve: Serve) -> None:
     caller = await serve(patients=1, rate_limit=2)
     answers = [await caller.api("/images/v1", {"patient_id": "x"}) for _ in range(6)]

@@ -14,30 +14,23 @@ from bulkfetch.manifest import Manifest, ManifestFormat
 def run(argv: Sequence[str]) -> int:
     """Check a manifest and say what is in it."""
     parser = command_parser(
-        "manifest",
-        "Work with manifests.",
+        "manifest check",
+        "Read every row of a manifest, and name the bad ones. Uses no network.",
         ["bulkfetch manifest check patients.csv", "bulkfetch manifest check - --json < ids.csv"],
-        arguments="check MANIFEST",
+        arguments="MANIFEST",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    check = commands.add_parser(
-        "check",
-        prog="bulkfetch manifest check",
-        help="read every row of a manifest, and name the bad ones",
-        allow_abbrev=False,
-    )
-    check.add_argument("manifest", metavar="MANIFEST", help="a file; - for standard input")
-    check.add_argument(
+    parser.add_argument("manifest", metavar="MANIFEST", help="a file; - for standard input")
+    parser.add_argument(
         "--manifest-format",
         choices=list(ManifestFormat),
         type=ManifestFormat,
         metavar="FORM",
         help=f"where the ending does not tell: {', '.join(ManifestFormat)}",
     )
-    check.add_argument(
+    parser.add_argument(
         "--allow-empty", action="store_true", help="a manifest without rows is no error"
     )
-    check.add_argument("--json", action="store_true", help="what was found, on standard output")
+    parser.add_argument("--json", action="store_true", help="what was found, on standard output")
     given = parser.parse_args(argv)
     with Manifest(given.manifest, given.manifest_format, allow_empty=given.allow_empty) as manifest:
         facts = manifest.check()
