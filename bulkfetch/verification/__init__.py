@@ -101,6 +101,7 @@ def verify(
         damaged: set[str] = set()
 
         def told(checked: Checked) -> None:
+            journals.note(checked.digests)
             for finding in checked.findings:
                 kinds[finding.kind] += 1
                 if finding.kind in AGAINST_AN_IMAGE and (image := _IMAGE.match(finding.path)):
@@ -112,10 +113,11 @@ def verify(
             # What was told is not kept: it may be as much as the archive.
             checked.findings.clear()
             checked.taken.clear()
+            checked.digests.clear()
             sums.add(checked)
 
-        check_images(root, identity, sample, processes, told, take=take)
         with Journals(root, damaged, heads) as journals:
+            check_images(root, identity, sample, processes, told, take=take)
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
     return Report(

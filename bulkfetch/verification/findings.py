@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -79,9 +80,15 @@ class Taken(NamedTuple):
     patient_id: str | None = None
 
 
+Digests = list[tuple[bytes, bytes]]
+
+
 @dataclass(slots=True)
 class Checked:
-    """What was looked at, and what is wrong; sums can be added."""
+    """What was looked at, and what is wrong; sums can be added.
+
+    `digests` are the SHA-256 of sidecars, by `key_of` their paths.
+    """
 
     sidecars: int = 0
     files: int = 0
@@ -89,6 +96,7 @@ class Checked:
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
+    digests: Digests = field(default_factory=list)
 
     def add(self, other: Checked) -> None:
         """Add what else was looked at."""
@@ -98,10 +106,16 @@ class Checked:
         self.bytes += other.bytes
         self.findings += other.findings
         self.taken += other.taken
+        self.digests += other.digests
 
     def find(self, kind: Kind, path: str, detail: str) -> None:
         """Note a finding."""
         self.findings.append(Finding(kind, path, detail))
+
+
+def key_of(path: str) -> bytes:
+    """Return what stands for a path where millions are kept."""
+    return hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:16]
 
 
 class Sample(BaseModel):

@@ -14,10 +14,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
 
-from bulkfetch import chain
-from bulkfetch.archive import files
 from bulkfetch.archive.local import PRIVATE
-from bulkfetch.errors import DestinationError, PathRefusedError
+from bulkfetch.errors import DestinationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import private_database
 from bulkfetch.models import (
@@ -30,7 +28,7 @@ from bulkfetch.models import (
 )
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place
-from bulkfetch.verification.findings import Checked, Kind, Reconciled
+from bulkfetch.verification.findings import Checked, Kind, Reconciled, key_of
 from bulkfetch.verification.links import Links
 
 # What ends with a sidecar in the archive.
@@ -150,14 +148,20 @@ class Journals:
                 "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT)"
             )
             self._db.execute("CREATE TABLE damaged (asked TEXT PRIMARY KEY)")
+            self._db.execute(
+                "CREATE TABLE sidecars (path BLOB PRIMARY KEY, digest BLOB) WITHOUT ROWID"
+            )
 
     def __enter__(self) -> Self:
-        self._directory = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._directory)
         self._db.close()
+
+    def note(self, digests: Sequence[tuple[bytes, bytes]]) -> None:
+        """Note the sidecars that were read: by `key_of` their paths, their digests."""
+        with on_disk(_KEPT):
+            self._db.executemany("INSERT INTO sidecars VALUES (?, ?)", digests)
 
     def check(self, told: Callable[[Checked], None]) -> None:
         """Tell what was archived and is not there, and what is wrong with the journals."""
@@ -257,16 +261,14 @@ class Journals:
 
     def _is_there(self, run_id: str, event: _ImageEvent) -> bool:
         """Tell whether a sidecar is there; where it is another than was written, remember that."""
-        if event.sidecar is None:
+        with on_disk(_KEPT):
+            read = self._db.execute(
+                "SELECT digest FROM sidecars WHERE path = ?", (key_of(event.path),)
+            ).fetchone()
+        if read is None:
+            # What could not be read is a finding of its own.
             return os.path.lexists(self._root / event.path)
-        try:
-            with files.subdirectory(event.directory, self._directory) as directory:
-                found = chain.digest(files.read(event.place.sidecar(event.revision), directory))
-        except FileNotFoundError:
-            return False
-        except (OSError, PathRefusedError):
-            return True  # what stands in the way was found where it lies
-        if found != event.sidecar:
+        if event.sidecar not in (None, found := read[0].hex()):
             suspect = self._suspects.setdefault(event.path, _Suspect(found, run_id))
             suspect.asked.add(_key(event.patient_id, event.coverage_id))
         return True

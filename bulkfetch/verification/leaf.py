@@ -18,7 +18,7 @@ from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
 from bulkfetch.models import ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place, place_of
-from bulkfetch.verification.findings import Checked, Kind, Sample, Taken
+from bulkfetch.verification.findings import Checked, Kind, Sample, Taken, key_of
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 
 _SIDECAR = re.compile(r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[0-9]+))?\.json", re.DOTALL)
@@ -121,6 +121,8 @@ class _Leaf:
                 raw = files.read_to_end(descriptor)
                 state = parse_sidecar(raw)
                 record = ImageRecord.model_validate(state.record)
+                digest = hashlib.sha256(raw).digest()
+                self._checked.digests.append((key_of(f"{self._path}/{name}"), digest))
                 if self._take:
                     source = Source(os.fstat(descriptor), io.BytesIO(raw).read)
                     self._hand_on(name, source, state.patient_id)
