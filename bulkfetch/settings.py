@@ -238,10 +238,6 @@ class Connection(BaseSettings):
         default=None,
         description="the auth API, instead of the environment's; with --api-url alone, that one",
     )
-    storage_host: Annotated[HostNames, Option(_API, "HOST")] = Field(
-        default=(),
-        description="a host that signed URLs may name, besides Google Cloud Storage's; repeatable",
-    )
     query_concurrency: Annotated[int, Field(ge=1, le=1024), Option(_SPEED, "N")] = Field(
         default=16, description="API requests at once"
     )
@@ -376,6 +372,10 @@ class Settings(Connection):
     )
     max_failures: Annotated[int | None, Field(ge=1), Option(_RUN, "N")] = Field(
         default=None, description="stop once N patients have failed"
+    )
+    storage_host: Annotated[HostNames, Option(_API, "HOST")] = Field(
+        default=(),
+        description="a host that signed URLs may name, besides Google Cloud Storage's; repeatable",
     )
     include_coverages: Annotated[bool, Option(_API)] = Field(
         default=False, description="ask for each patient's coverages and their images too"

@@ -244,7 +244,7 @@ FAULTS = {
     "images:html": ("query", "not JSON", "--api-url"),
     "images:wrong-shape": ("query", "shape", "--api-url"),
     "images:drop": ("query", "127.0.0.1", "network"),
-    "patients:wrong-shape": ("query", "list of patients", "--api-url"),
+    "patients:wrong-shape": ("query", "patient search", "--api-url"),
     "api:token-death": ("query", "401", "credentials"),
     "storage:403": ("storage", "403", "clock"),
     "storage:expired": ("storage", "400", "clock"),
