@@ -21,6 +21,7 @@ from bulkfetch.simulator import Simulator
 from bulkfetch.simulator.population import ImageRecord
 from tests.conftest import Serve, credentials, download, sidecars, start_bulkfetch, write_manifest
 from tests.faulty import Key, balance, listed
+from tests.test_bag import bag, validate
 
 NIGHTS = 30
 PATIENTS = 24
@@ -233,6 +234,8 @@ def test_an_archive_follows_an_account_through_thirty_nights(serve: Serve, tmp_p
         assert report.ok, report.findings
         assert report.manifest is not None
         assert report.manifest.total == report.manifest.complete + report.manifest.empty
+    assert bag(archive, "--to=bag", tmp_path).status == 0
+    validate(tmp_path / "bag")
     assert min(account.done.values()) > 0
     assert len(account.done) == 10
     became_of = Counter(s["unlisted"] for s in sidecars(archive).values() if "unlisted" in s)
