@@ -220,6 +220,38 @@ def test_an_image_of_a_coverage_alone_is_missed_by_its_coverage(
     assert account.night().summary["unlisted"] == {}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_all_images_of_a_coverage_that_go_at_once_are_missed_wherever_they_are(
+    serve: Serve, tmp_path: Path, processes: int
+) -> None:
+    simulator = serve(patients=60)
+    manifest = tmp_path / "coverages.csv"
+    coverages = list(simulator.coverage_ids())
+    manifest.write_text("coverage_id\n" + "\n".join(coverages) + "\n", encoding="utf-8")
+    account = Account(simulator, manifest, tmp_path / "archive")
+    account.night()
+    going = [
+        str(image["id"])
+        for coverage in coverages[:20]
+        for image in simulator.expected_images(coverage_id=coverage)
+    ]
+    assert len(going) > 10
+    for image_id in going:
+        simulator.remove_image(image_id)
+    # Somebody's journal does not lead out of the archive.
+    (tmp_path / "outside").mkdir()
+    stray = account.archive / ".bulkfetch" / "runs" / "20260101T000000Z-000000"
+    stray.mkdir()
+    lines = [
+        json.dumps({"event": "image", "coverage_id": coverages[0], "directory": directory})
+        for directory in ("../outside", "/etc", "", ".bulkfetch/runs", "a//b", "no-such")
+    ]
+    (stray / "journal.jsonl").write_text("\n".join([*lines, "rubbish"]).replace(": ", ":"))
+    result = account.night(f"--processes={processes}")
+    assert result.summary["unlisted"] == {"gone": len(going)}
+    assert account.night().summary["unlisted"] == {}
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -104,12 +104,18 @@ class Archive(Protocol):
     """
 
     async def look(
-        self, places: Sequence[Place], own: Sequence[Level] | None = None, *, rehash: bool
+        self,
+        places: Sequence[Place],
+        own: Sequence[Level] | None = None,
+        elsewhere: Sequence[str] = (),
+        *,
+        rehash: bool,
     ) -> Holdings:
         """Return what is held of each place, and of other images in the same directories.
 
         The others are looked for only where it is told which directory is the row's `own`, which is
-        looked at, too. A file is checked by its size, and by its SHA-256 too with `rehash`.
+        looked at, too, as are those `elsewhere`. A file is checked by its size, and by its SHA-256
+        too with `rehash`.
         """
 
     def stage(self, place: Place) -> AbstractAsyncContextManager[Stage]:

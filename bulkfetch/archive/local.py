@@ -204,20 +204,30 @@ class LocalArchive:
                 self._committer.close()
 
     @property
+    def runs_directory(self) -> Path:
+        """Where all runs' journals and summaries are."""
+        return self._root / PRIVATE / "runs"
+
+    @property
     def run_directory(self) -> Path:
-        """Where this run's journal and summary go."""
-        return self._root / PRIVATE / "runs" / self._run_id
+        """Where this run's go."""
+        return self.runs_directory / self._run_id
 
     async def look(
-        self, places: Sequence[Place], own: Sequence[Level] | None = None, *, rehash: bool
+        self,
+        places: Sequence[Place],
+        own: Sequence[Level] | None = None,
+        elsewhere: Sequence[str] = (),
+        *,
+        rehash: bool,
     ) -> Holdings:
         """See `Archive.look`.
 
         A look at what the system has in memory takes less than the way to a thread; so it is tried
         without one, and the disk is not waited for twice in a row.
         """
-        own_paths = paths_of(self._root, own) if own else ()
-        directories = dict.fromkeys([*(place.directory for place in places), *own_paths])
+        beside = [*(paths_of(self._root, own) if own else ()), *elsewhere]
+        directories = dict.fromkeys([*(place.directory for place in places), *beside])
         if not any(map(self._has_directory, directories)):
             return Holdings([None] * len(places), {})
 

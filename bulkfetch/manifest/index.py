@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from bulkfetch.errors import ManifestError
+from bulkfetch.errors import DestinationError, ManifestError
 
 PRAGMAS = (
     "journal_mode = OFF",  # nothing of it outlives the run
@@ -45,6 +45,18 @@ def private_database(*, any_thread: bool = False) -> sqlite3.Connection:
     for pragma in PRAGMAS:
         database.execute(f"PRAGMA {pragma}")
     return database
+
+
+@contextmanager
+def on_disk(what: str) -> Iterator[None]:
+    """Turn SQLite's word on a private database into a `DestinationError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise DestinationError(
+            f"{what} cannot be kept in the temporary directory ({error}): make "
+            "room there, or name another by TMPDIR"
+        ) from error
 
 
 class Index:

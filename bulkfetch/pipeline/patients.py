@@ -20,6 +20,7 @@ from bulkfetch.errors import BulkfetchError, FetchError
 from bulkfetch.fetch import Downloader, without_work
 from bulkfetch.journal import Failure, Recorder
 from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
+from bulkfetch.pipeline.elsewhere import Elsewhere
 from bulkfetch.pipeline.unlisted import Inquiry
 from bulkfetch.plan import Ended, Held, Item, Level, Place, levels_of, place_of, plan
 from bulkfetch.retry import Budget, Retry
@@ -139,6 +140,7 @@ class Patients:
             planner=self._planned_anew,
             moved=recorder.moved,
         )
+        self._elsewhere = Elsewhere(archive.runs_directory)
         self._ask_after = Inquiry(services.image, archive, recorder, settings, run_id)
 
     async def __aenter__(self) -> Self:
@@ -156,6 +158,7 @@ class Patients:
             await self._group.__aexit__(kind, error, traceback)
         finally:
             self._watch.cancel()
+            self._elsewhere.close()
 
     @property
     def free(self) -> int:
@@ -211,7 +214,10 @@ class Patients:
                 raise answer
             records = await self._services.images_of(row) if answer is None else answer
             own = levels_of(row, self._settings.path_template)
-            items, others = await self._planned(records, row, own)
+            elsewhere: Sequence[str] = ()
+            if row.patient_id is None and row.coverage_id is not None:
+                elsewhere = await self._elsewhere.of(row.coverage_id)
+            items, others = await self._planned(records, row, own, elsewhere)
             self._recorder.listed(items)
             async with asyncio.TaskGroup() as images:
                 for number, item in enumerate(items):
@@ -248,8 +254,9 @@ class Patients:
         records: Sequence[ImageRecord],
         row: ManifestRow,
         own: Sequence[Level] | None = None,
+        elsewhere: Sequence[str] = (),
     ) -> tuple[list[Item], Mapping[Place, Held]]:
-        """Decide about listed images; with the row's `own` directory, say what else is held."""
+        """Decide about listed images; where it is told in which directories, of others, too."""
         for organization_id in {record.organization_id for record in records}:
             if organization_id:
                 await self._archive.claim(organization_id)
@@ -262,7 +269,7 @@ class Patients:
             )
         template = self._settings.path_template
         places = [place_of(record, row, template) for record in records]
-        holdings = await self._archive.look(places, own, rehash=self._settings.force)
+        holdings = await self._archive.look(places, own, elsewhere, rehash=self._settings.force)
         items = [
             plan(record, row, place, state, self._settings)
             for record, place, state in zip(records, places, holdings.held, strict=True)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -15,9 +14,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
 
 from bulkfetch.archive.local import PRIVATE
-from bulkfetch.errors import DestinationError
 from bulkfetch.manifest import Manifest
-from bulkfetch.manifest.index import private_database
+from bulkfetch.manifest.index import on_disk, private_database
 from bulkfetch.models import (
     ImageOutcome,
     ImageSums,
@@ -343,15 +341,3 @@ def _event(line: bytes) -> Event | None:
         return _EVENT.validate_json(line) if line.endswith(b"\n") else None
     except ValidationError:
         return None
-
-
-@contextmanager
-def on_disk(what: str) -> Iterator[None]:
-    """Turn SQLite's word on a private database into a `DestinationError`."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise DestinationError(
-            f"{what} cannot be kept in the temporary directory ({error}): make "
-            "room there, or name another by TMPDIR"
-        ) from error

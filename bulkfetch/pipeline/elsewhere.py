@@ -1,0 +1,87 @@
+"""Where earlier runs put images of a coverage, which may be any patient's directory.
+
+A row with a patient's ID tells its directory; one with a coverage's alone does not. So the journals
+are read once, when the first such row comes; what they say is kept on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from bulkfetch.manifest.index import on_disk, private_database
+
+_KEPT = "where images of coverages are"
+_IMAGE = b'{"event":"image"'
+# A line of a patient's row has this near its beginning, and need not be parsed.
+_OF_A_PATIENT = b'"patient_id":"'
+_NEAR_BYTES = 80
+
+
+class _Line(BaseModel):
+    coverage_id: str
+    directory: str
+
+
+_LINE = TypeAdapter(_Line)
+
+
+class Elsewhere:
+    """Directories by coverage, as far as journals tell of rows without a patient."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._turn = asyncio.Lock()
+        self._db: sqlite3.Connection | None = None
+
+    async def of(self, coverage_id: str) -> Sequence[str]:
+        """Return the directories in which a coverage's images were put.
+
+        Raises:
+            DestinationError: the temporary directory is full or cannot be written.
+        """
+        async with self._turn:
+            if self._db is None:
+                self._db = await asyncio.to_thread(self._read)
+        with on_disk(_KEPT):
+            found = self._db.execute(
+                "SELECT directory FROM put WHERE coverage_id = ?", (coverage_id,)
+            ).fetchall()
+        return [directory for (directory,) in found]
+
+    def close(self) -> None:
+        """Let go of what is kept."""
+        if self._db is not None:
+            self._db.close()
+
+    def _read(self) -> sqlite3.Connection:
+        with on_disk(_KEPT):
+            database = private_database(any_thread=True)
+            database.execute(
+                "CREATE TABLE put (coverage_id TEXT, directory TEXT, "
+                "PRIMARY KEY (coverage_id, directory)) WITHOUT ROWID"
+            )
+            for path in sorted(self._runs.glob("*/journal*.jsonl")):
+                database.executemany("INSERT OR IGNORE INTO put VALUES (?, ?)", _told(path))
+        return database
+
+
+def _told(path: Path) -> Iterator[tuple[str, str]]:
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                if not line.startswith(_IMAGE) or _OF_A_PATIENT in line[:_NEAR_BYTES]:
+                    continue
+                try:
+                    told = _LINE.validate_json(line)
+                except ValidationError:
+                    continue
+                # A journal may have been tampered with: nothing else is a directory of images.
+                if not any(name.startswith(".") or not name for name in told.directory.split("/")):
+                    yield told.coverage_id, told.directory
+    except OSError:
+        return  # `bulkfetch verify` names it
