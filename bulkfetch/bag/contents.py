@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Self
 
 from bulkfetch.errors import DestinationError
-from bulkfetch.manifest.index import private_database
-from bulkfetch.verification import ALGORITHMS, Taken, on_disk
+from bulkfetch.manifest.index import on_disk, private_database
+from bulkfetch.verification import ALGORITHMS, Taken
 
 _KEPT = "what the bag contains"
 

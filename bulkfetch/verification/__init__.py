@@ -28,7 +28,7 @@ from bulkfetch.verification.findings import (
     Sample,
     Taken,
 )
-from bulkfetch.verification.journals import Journals, LastWord, on_disk, reconcile
+from bulkfetch.verification.journals import Journals, LastWord, reconcile
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 from bulkfetch.verification.walk import check_images
 
@@ -45,7 +45,6 @@ __all__ = [
     "Taken",
     "archive_at",
     "is_at_work",
-    "on_disk",
     "verify",
 ]
 
