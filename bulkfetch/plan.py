@@ -80,7 +80,9 @@ class Item:
     """One listed image and what is to be done about it.
 
     `revision` is the number of the sidecar to be written: 1, or the next one where there is a
-    state already. `held` is that state. `damage` says why what is held goes to quarantine first.
+    state already. `held` is that state. `damage` says why what is held goes to quarantine first;
+    `known_bytes` is then the size of what is to be fetched anew, if its sidecar can be read.
+    `follows_another` where an earlier version lies in the same directory.
     """
 
     record: ImageRecord
@@ -90,6 +92,8 @@ class Item:
     revision: int = 1
     held: Sidecar | None = None
     damage: str | None = None
+    known_bytes: int | None = None
+    follows_another: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +183,26 @@ def is_wanted(record: ImageRecord, settings: Settings) -> bool:
 
 
 def plan(
-    record: ImageRecord, row: ManifestRow, place: Place, held: Held | None, settings: Settings
+    record: ImageRecord,
+    row: ManifestRow,
+    place: Place,
+    held: Held | None,
+    settings: Settings,
+    *,
+    follows_another: bool = False,
 ) -> Item:
     """Decide what is to be done about a listed image, given what the archive holds of it."""
     if not is_wanted(record, settings):
         return Item(record, row, place, Action.leave_out)
     uploaded = record.status == UPLOADED
-    if held is None or held.state is None or held.damage:
+    if held is None:
         action = Action.fetch if uploaded else Action.note
-        return Item(record, row, place, action, damage=held.damage if held else None)
+        return Item(record, row, place, action, follows_another=follows_another)
+    if held.state is None or held.damage:
+        action = Action.fetch if uploaded else Action.note
+        file = held.state.file if held.state else None
+        known = file.size if file else None
+        return Item(record, row, place, action, damage=held.damage, known_bytes=known)
     state = held.state
     if uploaded and state.outcome is SidecarOutcome.not_uploaded:
         action = Action.fetch

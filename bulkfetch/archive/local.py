@@ -219,7 +219,7 @@ class LocalArchive:
         own_paths = paths_of(self._root, own) if own else ()
         directories = dict.fromkeys([*(place.directory for place in places), *own_paths])
         if not any(map(self._has_directory, directories)):
-            return Holdings([None] * len(places), {})
+            return Holdings([None] * len(places))
 
         def look_now() -> Holdings:
             return look(self._root, places, directories, rehash=rehash, with_others=own is not None)
