@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -28,6 +30,12 @@ from bulkfetch.settings import Settings
 # What a directory of the path template is called where an image has no such value; no ID's safe
 # name begins like this.
 _NONE = "~none"
+# The type is free text, which may say anything; what is no media type (RFC 6838) is no name.
+_OTHER = "~other"
+_MEDIA_TYPE = re.compile(
+    r"(application|audio|font|image|message|model|multipart|text|video)"
+    r"/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}(?=\s*(;|$))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +163,45 @@ def _side(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of
     return safe_name(side.lower()) if side else _NONE
 
 
+def _image(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    return safe_name(record.id)
+
+
+def _file_type(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    if not record.file_type:
+        return _NONE
+    found = _MEDIA_TYPE.match(record.file_type.strip().lower())
+    return safe_name(found[0].replace("/", "_")) if found else _OTHER
+
+
+def _updated_year(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    updated = _updated(record)
+    return f"{updated.year:04}" if updated else _NONE
+
+
+def _updated_month(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    updated = _updated(record)
+    return f"{updated.month:02}" if updated else _NONE
+
+
+def _updated(record: ImageRecord) -> datetime | None:
+    """Return the time in UTC, so that it is the same however it is written."""
+    try:
+        return record.updated.astimezone(UTC) if record.updated else None
+    except OverflowError:
+        return None  # a day beyond the first or the last year
+
+
 _FIELDS: dict[str, Callable[[ImageRecord, ManifestRow], str]] = {
     "patient_id": _patient,
     "patient_hash": _patient_hash,
     "coverage_id": _coverage,
     "organization_id": _organization,
     "side": _side,
+    "image_id": _image,
+    "file_type": _file_type,
+    "updated_year": _updated_year,
+    "updated_month": _updated_month,
 }
 
 
