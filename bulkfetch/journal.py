@@ -327,13 +327,10 @@ class Recorder:
                 self.image(Ended(ImageOutcome.not_reached, item))
         failed = {end.item.record.id: end.error for end in ended.values() if end.error}
         errors = [error] if error is not None else list(failed.values())
-        if errors:
-            state = PatientState.failed
+        failure = Failure(errors, list(failed)) if errors else None
+        if failure:
             self._tally.kinds[errors[0].kind] += 1
-        elif not reached:
-            state = PatientState.not_reached
-        else:
-            state = PatientState.complete if items else PatientState.empty
+        state = state_of(failure, items, reached=reached)
         self._tally.patients[state] += 1
         self.event(
             "patient",
@@ -343,7 +340,16 @@ class Recorder:
             images=len(items),
             **_error_fields(errors[0] if errors else None),
         )
-        return Failure(errors, list(failed)) if errors else None
+        return failure
+
+
+def state_of(failure: Failure | None, items: Sequence[Item], *, reached: bool) -> PatientState:
+    """Say how a patient with these images ended; `reached` unless some were not come to."""
+    if failure:
+        return PatientState.failed
+    if not reached:
+        return PatientState.not_reached
+    return PatientState.complete if items else PatientState.empty
 
 
 def _encoded(line: str) -> bytes:

@@ -336,6 +336,22 @@ class ImageSums(_Frozen):
     not_reached: int = 0
 
 
+class ToFetch(_Frozen):
+    """What a dry run would fetch: so many images.
+
+    Of `sized` of them the size is known, `bytes` together, since the archive's sidecars of the same
+    version tell it. `estimated_bytes` is for all, where each other one is taken to be as large as
+    the mean of `estimated_from` files that were looked at in the archive; None where there were
+    none, since storage is not asked.
+    """
+
+    images: int
+    sized: int
+    bytes: int
+    estimated_bytes: int | None
+    estimated_from: int
+
+
 class Summary(_Frozen):
     """What a run did; the sums balance.
 
@@ -344,7 +360,7 @@ class Summary(_Frozen):
     the archive that were found to be no longer listed, by what became of them. `failures` is the
     path of the manifest of what failed, None where nothing did; `failed_by_kind` counts the same
     patients by the kind of their first error. Of a `shard`, the sums are those of its own rows.
-    `manifest_sha256` is of the manifest's file, as it was read.
+    `manifest_sha256` is of the manifest's file, as it was read. A dry run tells what is `to_fetch`.
     """
 
     run_id: str
@@ -354,6 +370,7 @@ class Summary(_Frozen):
     interrupted: bool
     exit_code: int
     dry_run: bool = False
+    to_fetch: ToFetch | None = None
     shard: str | None = None
     patients: PatientSums
     images: ImageSums

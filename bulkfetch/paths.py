@@ -18,7 +18,18 @@ _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
 
 FILE_TEMPLATE = "{image_id}.v{version}"
 DEFAULT_TEMPLATE = f"{{patient_id}}/{FILE_TEMPLATE}"
-TEMPLATE_FIELDS = ("patient_id", "patient_hash", "coverage_id", "organization_id", "side")
+# Those that a version of an image keeps, and that name nobody: docs/paths.md says why no others.
+TEMPLATE_FIELDS = (
+    "patient_id",
+    "patient_hash",
+    "coverage_id",
+    "organization_id",
+    "side",
+    "image_id",
+    "file_type",
+    "updated_year",
+    "updated_month",
+)
 _MOST_DIRECTORIES = 8
 # What stands before a field ends in a sign that no device's name has, so that none can arise.
 _DIRECTORY = re.compile(

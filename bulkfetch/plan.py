@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import Enum, auto
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -28,6 +30,12 @@ from bulkfetch.settings import Settings
 # What a directory of the path template is called where an image has no such value; no ID's safe
 # name begins like this.
 _NONE = "~none"
+# The type is free text, which may say anything; what is no media type (RFC 6838) is no name.
+_OTHER = "~other"
+_MEDIA_TYPE = re.compile(
+    r"(application|audio|font|image|message|model|multipart|text|video)"
+    r"/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}(?=\s*(;|$))"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,9 @@ class Item:
     """One listed image and what is to be done about it.
 
     `revision` is the number of the sidecar to be written: 1, or the next one where there is a
-    state already. `held` is that state. `damage` says why what is held goes to quarantine first.
+    state already. `held` is that state. `damage` says why what is held goes to quarantine first;
+    `known_bytes` is then the size of what is to be fetched anew, if its sidecar can be read.
+    `follows_another` where an earlier version lies in the same directory.
     """
 
     record: ImageRecord
@@ -90,6 +100,8 @@ class Item:
     revision: int = 1
     held: Sidecar | None = None
     damage: str | None = None
+    known_bytes: int | None = None
+    follows_another: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +163,45 @@ def _side(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of
     return safe_name(side.lower()) if side else _NONE
 
 
+def _image(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    return safe_name(record.id)
+
+
+def _file_type(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    if not record.file_type:
+        return _NONE
+    found = _MEDIA_TYPE.match(record.file_type.strip().lower())
+    return safe_name(found[0].replace("/", "_")) if found else _OTHER
+
+
+def _updated_year(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    updated = _updated(record)
+    return f"{updated.year:04}" if updated else _NONE
+
+
+def _updated_month(record: ImageRecord, row: ManifestRow) -> str:  # noqa: ARG001  one of _FIELDS
+    updated = _updated(record)
+    return f"{updated.month:02}" if updated else _NONE
+
+
+def _updated(record: ImageRecord) -> datetime | None:
+    """Return the time in UTC, so that it is the same however it is written."""
+    try:
+        return record.updated.astimezone(UTC) if record.updated else None
+    except OverflowError:
+        return None  # a day beyond the first or the last year
+
+
 _FIELDS: dict[str, Callable[[ImageRecord, ManifestRow], str]] = {
     "patient_id": _patient,
     "patient_hash": _patient_hash,
     "coverage_id": _coverage,
     "organization_id": _organization,
     "side": _side,
+    "image_id": _image,
+    "file_type": _file_type,
+    "updated_year": _updated_year,
+    "updated_month": _updated_month,
 }
 
 
@@ -179,15 +224,26 @@ def is_wanted(record: ImageRecord, settings: Settings) -> bool:
 
 
 def plan(
-    record: ImageRecord, row: ManifestRow, place: Place, held: Held | None, settings: Settings
+    record: ImageRecord,
+    row: ManifestRow,
+    place: Place,
+    held: Held | None,
+    settings: Settings,
+    *,
+    follows_another: bool = False,
 ) -> Item:
     """Decide what is to be done about a listed image, given what the archive holds of it."""
     if not is_wanted(record, settings):
         return Item(record, row, place, Action.leave_out)
     uploaded = record.status == UPLOADED
-    if held is None or held.state is None or held.damage:
+    if held is None:
         action = Action.fetch if uploaded else Action.note
-        return Item(record, row, place, action, damage=held.damage if held else None)
+        return Item(record, row, place, action, follows_another=follows_another)
+    if held.state is None or held.damage:
+        action = Action.fetch if uploaded else Action.note
+        file = held.state.file if held.state else None
+        known = file.size if file else None
+        return Item(record, row, place, action, damage=held.damage, known_bytes=known)
     state = held.state
     if uploaded and state.outcome is SidecarOutcome.not_uploaded:
         action = Action.fetch

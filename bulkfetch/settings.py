@@ -359,7 +359,8 @@ class Settings(Connection):
         default=None, description="what for: both are for the accounting of disclosures"
     )
     dry_run: Annotated[bool, Option(_RUN)] = Field(
-        default=False, description="ask the API and say what would be fetched; write nothing"
+        default=False,
+        description="ask the API and say of each patient what would be fetched; write nothing",
     )
     allow_empty: Annotated[bool, Option(_RUN)] = Field(
         default=False, description="a manifest without rows is a quiet night, not an error"

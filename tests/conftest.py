@@ -142,8 +142,8 @@ class Result:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The summary that `--json` printed."""
-        answer = json.loads(self.out)
+        """The summary that `--json` printed: the last line."""
+        answer = json.loads(self.out.splitlines()[-1])
         assert isinstance(answer, dict)
         return answer
 

@@ -182,16 +182,63 @@ FILE = "{image_id}.v{version}"
         ("patient={patient_id}/side={side}", "patient=p-1/side=front"),
         ("{organization_id}/{coverage_id}", "o-1/c-1"),
         ("everything", "everything"),
+        ("{patient_id}/{image_id}", "p-1/i-1"),
+        ("type={file_type}/{patient_id}", "type=image_jpeg/p-1"),
+        ("{updated_year}/{updated_month}/{patient_id}", "2025/12/p-1"),
     ],
 )
 def test_a_template_says_in_which_directories_an_image_lies(template: str, directory: str) -> None:
-    image = record(coverage={"id": "c-1", "side": "FRONT"}, organization_id="o-1")
+    image = record(
+        coverage={"id": "c-1", "side": "FRONT"},
+        organization_id="o-1",
+        file_type="image/jpeg",
+        updated_at="2026-01-01T00:30:00.000+01:00",
+    )
     assert place_of(image, row(), f"{template}/{FILE}") == Place(directory, "i-1.v1")
 
 
 def test_a_value_that_an_image_does_not_have_is_named_like_no_id() -> None:
-    template = f"{{organization_id}}/{{coverage_id}}/{{side}}/{FILE}"
-    assert place_of(record(), row(), template).directory == "~none/~none/~none"
+    fields = ("organization_id", "coverage_id", "side", "file_type", "updated_year")
+    template = "/".join([*(f"{{{field}}}" for field in fields), FILE])
+    assert place_of(record(), row(), template).directory == "/".join(["~none"] * len(fields))
+
+
+@pytest.mark.parametrize(
+    ("file_type", "directory"),
+    [
+        ("image/jpeg", "image_jpeg"),
+        (" IMAGE/JPEG ; charset=binary", "image_jpeg"),
+        ("application/pdf", "application_pdf"),
+        ("image/svg+xml", safe_name("image_svg+xml")),
+        ("Jane Doe", "~other"),
+        ("jane/doe", "~other"),
+        ("image/jane doe", "~other"),
+        ("image/", "~other"),
+        ("../image/png", "~other"),
+        ("image/../..", "~other"),
+        ("", "~none"),
+    ],
+)
+def test_a_type_is_a_directory_only_where_it_is_a_media_type(
+    file_type: str, directory: str
+) -> None:
+    template = f"{{file_type}}/{FILE}"
+    assert place_of(record(file_type=file_type), row(), template).directory == directory
+
+
+def test_the_same_moment_is_the_same_month_however_it_is_written() -> None:
+    template = f"{{updated_year}}/{FILE}"
+    moments = ("2025-12-31T23:30:00Z", "2026-01-01T00:30:00+01:00", "2025-12-31T23:30:00")
+    places = {place_of(record(updated_at=m), row(), template).directory for m in moments}
+    assert places == {"2025"}
+    first = record(updated_at="0001-01-01T00:00:00+23:59")
+    assert place_of(first, row(), template).directory == "~none"
+
+
+def test_no_template_has_what_people_wrote_or_what_changes_at_the_same_version() -> None:
+    for field in ("status", "deactivated", "display_name", "file_name", "notes", "signed_url"):
+        with pytest.raises(ValueError, match="has no field"):
+            parse_template(f"{{{field}}}/{FILE}")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +247,7 @@ def test_a_value_that_an_image_does_not_have_is_named_like_no_id() -> None:
         "", "archive", FILE, f"/{FILE}", f"/{{patient_id}}/{FILE}", f"../{FILE}", f"./{FILE}",
         f"{{patient_id}}//{FILE}", f".bulkfetch/{FILE}", f"{{patient_id}}/../{FILE}", f"con/{FILE}",
         f"con={{side}}/aux/{FILE}", f"co{{side}}/{FILE}", f"{{side}}{{side}}/{FILE}",
-        f"{{side}}-x/{FILE}", f"{{image_id}}/{FILE}", f"{{status}}/{FILE}", f"{{}}/{FILE}",
+        f"{{side}}-x/{FILE}", f"{{version}}/{FILE}", f"{{status}}/{FILE}", f"{{}}/{FILE}",
         f"A/{FILE}", f"a b/{FILE}", f"a\\b/{FILE}", f"é/{FILE}", f"{'a' * 51}/{FILE}",
         "{patient_id}/{image_id}", "{patient_id}/{version}", f"{'a/' * 9}{FILE}", f"a\0/{FILE}",
         f"{{patient_id}}/{FILE}/", f"{{patient_id!r}}/{FILE}", f"{{patient_id.__class__}}/{FILE}",
@@ -219,13 +266,17 @@ def test_a_template_that_is_unsafe_or_keeps_no_name_unique_is_refused(template: 
         min_size=1, max_size=8,
     ),
     anything.filter(bool), anything.filter(bool),
+    st.none() | st.datetimes(timezones=st.timezones() | st.none()),
 )  # fmt: skip
 def test_a_template_never_leads_out_whatever_the_values_are(
-    directories: list[tuple[str, str]], one: str, other: str
+    directories: list[tuple[str, str]], one: str, other: str, updated: datetime | None
 ) -> None:
     template = "/".join([*(f"{text}{{{field}}}" for text, field in directories), FILE])
     try:
-        image = record(coverage={"id": one, "side": other}, patient={"id": other})
+        image = record(
+            id=one, coverage={"id": one, "side": other}, patient={"id": other},
+            organization_id=one, file_type=other, updated_at=updated and updated.isoformat(),
+        )  # fmt: skip
     except ValueError:
         assume(False)  # lone surrogates are no text for the API's records
     parts = place_of(image, row(), template).directory.split("/")

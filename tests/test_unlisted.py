@@ -259,6 +259,8 @@ def test_all_images_of_a_coverage_that_go_at_once_are_missed_wherever_they_are(
         "cards/{side}/{patient_id}/{image_id}.v{version}",
         "{patient_id}/{coverage_id}/{image_id}.v{version}",
         "{organization_id}/by-{side}/{patient_id}/{image_id}.v{version}",
+        "{updated_year}/{updated_month}/{file_type}/{patient_id}/{image_id}.v{version}",
+        "{patient_id}/{image_id}/{image_id}.v{version}",
     ],
 )
 def test_missed_images_are_found_whatever_the_path_template(
@@ -267,6 +269,9 @@ def test_missed_images_are_found_whatever_the_path_template(
     simulator = serve(patients=10)
     manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
     account = Account(simulator, manifest, tmp_path / "archive")
+    account.night(f"--path-template={template}")
+    # Of an image whose earlier version lies elsewhere, the latest is missed.
+    move(simulator, uploaded(simulator)[0][0], coverage_id=None, coverage_side=None)
     account.night(f"--path-template={template}")
     for image_id, _ in uploaded(simulator)[:3]:
         simulator.remove_image(image_id)

@@ -6,9 +6,9 @@ that is there stands for a whole image, whenever the power fails.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict
@@ -90,11 +90,13 @@ class Stage(Protocol):
 class Holdings:
     """What is held of some places, None where there is no sidecar, and of other images beside them.
 
-    Of the others only the latest version is told.
+    Of the others only the latest version is told. `superseded` are those places of which nothing is
+    held, and an earlier version is, in the same directory: told with the others.
     """
 
     held: Sequence[Held | None]
-    others: Mapping[Place, Held]
+    others: Mapping[Place, Held] = field(default_factory=dict)
+    superseded: Collection[Place] = ()
 
 
 class Archive(Protocol):

@@ -229,7 +229,7 @@ class LocalArchive:
         beside = [*(paths_of(self._root, own) if own else ()), *elsewhere]
         directories = dict.fromkeys([*(place.directory for place in places), *beside])
         if not any(map(self._has_directory, directories)):
-            return Holdings([None] * len(places), {})
+            return Holdings([None] * len(places))
 
         def look_now() -> Holdings:
             return look(self._root, places, directories, rehash=rehash, with_others=own is not None)

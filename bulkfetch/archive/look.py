@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import islice
@@ -45,6 +45,8 @@ def look(
     """
     found: dict[Place, Held] = {}
     others: dict[Place, Held] = {}
+    superseded: list[Place] = []
+    newest: dict[str, int] = {}
     listed = {_image_of(place) for place in places}
     for path in directories:
         with (
@@ -56,10 +58,22 @@ def look(
             for place in places:
                 if place.directory == path and place.sidecar(1) in names:
                     found[place] = _held(place, directory, names, rehash=rehash)
-            if with_others:
-                for place in _others(path, names, listed):
+            if not with_others:
+                continue
+            latest = _latest(names)
+            for image, version in latest.items():
+                if image not in listed and version >= newest.get(image, 0):
+                    newest[image] = version
+                    place = Place(path, f"{image}.v{version}")
                     others[place] = _held(place, directory, names, rehash=False)
-    return Holdings([found.get(place) for place in places], others)
+            superseded += (
+                place
+                for place in places
+                if place.directory == path and place not in found and _image_of(place) in latest
+            )
+    # An earlier version may lie in another directory, as the template has it.
+    others = {place: held for place, held in others.items() if _is_newest(place, newest)}
+    return Holdings([found.get(place) for place in places], others, superseded)
 
 
 def paths_of(root: Path, levels: Sequence[Level], above: str = "") -> Iterator[str]:
@@ -98,16 +112,19 @@ def _image_of(place: Place) -> str:
     return place.stem.rpartition(".v")[0]
 
 
-def _others(path: str, names: Collection[str], listed: Collection[str]) -> Iterator[Place]:
-    """Yield the latest version of each image in a directory that is not among those listed."""
+def _latest(names: Collection[str]) -> Mapping[str, int]:
+    """Return the latest version of each image in a directory."""
     latest: dict[str, int] = {}
     for name in names:
         if name.endswith(".json") and (match := _SIDECAR.fullmatch(name)):
             image = match["image"]
-            if image not in listed:
-                latest[image] = max(latest.get(image, 0), int(match["version"]))
-    for image, version in latest.items():
-        yield Place(path, f"{image}.v{version}")
+            latest[image] = max(latest.get(image, 0), int(match["version"]))
+    return latest
+
+
+def _is_newest(place: Place, newest: Mapping[str, int]) -> bool:
+    image, _, version = place.stem.rpartition(".v")
+    return int(version) == newest[image]
 
 
 @cache

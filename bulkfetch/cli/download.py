@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from bulkfetch import logs
 from bulkfetch.cli import running
+from bulkfetch.cli.forecast import Teller
 from bulkfetch.cli.options import (
     ENVIRONMENT_NOTE,
     DownloadSettings,
@@ -66,11 +67,16 @@ def run(argv: Sequence[str]) -> int:
         facts = manifest.check()
         for example in facts.duplicate_examples:
             log.info("%s: fetched once", example)
-        job = Run(manifest, facts, settings, progress=progress_for(settings.progress))
+        teller = Teller(lambda: job.interrupt(1), as_json=settings.as_json)
+        job = Run(
+            manifest, facts, settings, progress=progress_for(settings.progress), foreseen=teller
+        )
         summary = asyncio.run(running.do(job))
     if isinstance(summary, int):
         return summary
     running.show(summary, settings.out, may_go_on=job.fatal is None)
+    if teller.lost is not None:
+        raise teller.lost
     if settings.as_json:
         print(summary.model_dump_json())
     if job.fatal is not None:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from bulkfetch.logs import plain
-from bulkfetch.models import ImageSums, PatientSums, Summary
+from bulkfetch.models import ImageSums, PatientSums, Summary, ToFetch
 from bulkfetch.progress import size_text
 
 if TYPE_CHECKING:
@@ -92,11 +92,14 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         say(f"head {summary.head}: keep it elsewhere, for verify --head")
     if summary.unlisted:
         became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
-        say(f"in the archive and no longer listed: {became.replace('_', ' ')}; noted in sidecars")
+        noted = "to be noted" if summary.dry_run else "noted in sidecars"
+        say(f"in the archive and no longer listed: {became.replace('_', ' ')}; {noted}")
     if summary.duplicate_rows:
         say(f"manifest rows that repeat others, and were fetched once: {summary.duplicate_rows}")
     if summary.dry_run:
         say("dry run: nothing was written; what is 'downloaded' above would be")
+    if summary.to_fetch:
+        say(_size_to_fetch(summary.to_fetch))
     if images.filtered and images.filtered == images.listed:
         say("every image was filtered out: are --side, --file-type, --status as the API says them?")
     if patients.empty > patients.total / 2:
@@ -108,6 +111,21 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         kinds = kinds_text(summary.failed_by_kind)
         say(plain(f"{patients.failed} failed{kinds and f' ({kinds})'}: see {summary.failures}"))
         say(f"to try these again, with the same other options:\n  {plain(again)}")
+
+
+def _size_to_fetch(to_fetch: ToFetch) -> str:
+    sized, estimated = to_fetch.sized, to_fetch.estimated_bytes
+    known = f"to fetch: {to_fetch.images:,} images"
+    if sized:
+        known += f", {size_text(to_fetch.bytes)} for {sized:,} of them, whose size is known"
+    if sized == to_fetch.images:
+        return known
+    if estimated is None:
+        return f"{known}; the API does not tell their size"
+    return (
+        f"{known}; an estimate for all is {size_text(estimated)}, by the mean of "
+        f"{to_fetch.estimated_from:,} files in the archive, since the API does not tell their size"
+    )
 
 
 def kinds_text(kinds: Mapping[str, int]) -> str:

@@ -271,7 +271,14 @@ class Patients:
         places = [place_of(record, row, template) for record in records]
         holdings = await self._archive.look(places, own, elsewhere, rehash=self._settings.force)
         items = [
-            plan(record, row, place, state, self._settings)
+            plan(
+                record,
+                row,
+                place,
+                state,
+                self._settings,
+                follows_another=place in holdings.superseded,
+            )
             for record, place, state in zip(records, places, holdings.held, strict=True)
         ]
         return items, holdings.others

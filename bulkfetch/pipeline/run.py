@@ -12,7 +12,7 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -35,6 +35,7 @@ from bulkfetch.errors import (
     TimedOutError,
     UnreachableError,
 )
+from bulkfetch.forecast import Forecaster, PatientForecast
 from bulkfetch.journal import Failure, FailuresFile, Journal, Recorder, Tally
 from bulkfetch.limits import fit_to_open_files, processes_for
 from bulkfetch.manifest import Manifest, ManifestFacts
@@ -56,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 class Run:
-    """One run over a checked manifest; `await run()` once.
+    """One run over a checked manifest; `await run()` once. A dry one calls `foreseen` for each row.
 
     Attributes:
         run_id: names the run's folder in the archive.
@@ -70,6 +71,7 @@ class Run:
         settings: Settings,
         *,
         progress: Progress | None = None,
+        foreseen: Callable[[PatientForecast], None] = lambda _: None,
         grace_s: float = GRACE_S,
     ) -> None:
         self._manifest = manifest
@@ -77,6 +79,7 @@ class Run:
         self._settings = fit_to_open_files(settings)
         self._processes = processes_for(self._settings, facts.distinct)
         self._progress = progress or NoProgress()
+        self._foreseen = foreseen
         self._grace_s = grace_s
         self._started_at = datetime.now(UTC)
         self.run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -93,6 +96,7 @@ class Run:
         self._failures: FailuresFile | None = None
         self._snapshots: SnapshotFile | None = None
         self._recorder = Recorder(self._tally, None)
+        self._forecaster: Forecaster | None = None
         self._here: Patients
         self._helpers: list[Helper] = []
         self._crew: list[Patients | Helper]
@@ -168,6 +172,8 @@ class Run:
     def _open_archive(self, stack: ExitStack, identity: Identity) -> LocalArchive:
         settings = self._settings
         if settings.dry_run:
+            forecaster = Forecaster(self._tally, self._foreseen)
+            self._recorder = self._forecaster = stack.enter_context(forecaster)
             return LocalArchive.open_read_only(settings.out, identity)
         archive = stack.enter_context(
             LocalArchive.open(
@@ -381,6 +387,7 @@ class Run:
             interrupted=self._signal_status is not None,
             exit_code=exit_code,
             dry_run=self._settings.dry_run,
+            to_fetch=self._forecaster.to_fetch if self._forecaster else None,
             shard=str(self._settings.shard) if self._settings.shard else None,
             patients=patients,
             images=images,
