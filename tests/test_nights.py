@@ -69,8 +69,8 @@ class Account:
             if (key[0], self.known[key]["patient"]["id"]) in shown:
                 continue
             # Only of what was as before, more is asked.
-            if self.unlisted.get(key, "not_listed") == "not_listed":
-                self.unlisted[key] = self.became(key)
+            if self.unlisted.get(key, "not_listed") == "not_listed" and (why := self.became(key)):
+                self.unlisted[key] = why
 
     def latest(self) -> list[Key]:
         """The last version of each image that each of its patients ever had."""
@@ -87,7 +87,11 @@ class Account:
             return "gone"
         if now.deactivated:
             return "deactivated"
-        return "moved" if now.patient_id != then["patient"]["id"] else "not_listed"
+        if now.patient_id != then["patient"]["id"]:
+            return "moved"
+        coverage = then["coverage"]
+        by_coverage = self.simulator.expected_images(coverage_id=coverage["id"]) if coverage else []
+        return "" if any(image["id"] == key[0] for image in by_coverage) else "not_listed"
 
     def state_of(self, image_id: str) -> ImageRecord | None:
         return self.simulator._catalog.image(image_id)

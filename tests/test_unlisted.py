@@ -14,7 +14,7 @@ from bulkfetch import verify
 from bulkfetch.simulator import Simulator
 from bulkfetch.simulator.api import _ERROR_NAMES
 from tests.conftest import Result, Serve, download, write_manifest
-from tests.faulty import balance, failures, in_turn, journal, move, patient_of, uploaded
+from tests.faulty import balance, failures, in_turn, journal, listed, move, patient_of, uploaded
 
 
 @dataclass
@@ -82,13 +82,15 @@ def test_what_became_of_an_image_is_noted_once_and_nothing_that_is_there_is_touc
     account: Account, becomes: Callable[[Simulator, str], None]
 ) -> None:
     simulator = account.simulator
-    image_id, version = uploaded(simulator)[3]
+    all_listed = listed(simulator)
+    # What is of a coverage, too, is listed by that.
+    image_id, version = [key for key in uploaded(simulator) if not all_listed[key]["coverage"]][3]
     owner = patient_of(simulator, image_id)
-    own = [image["id"] for image in simulator.expected_images(owner)]
+    own = simulator.expected_images(owner)
     before = contents(account.archive)
     becomes(simulator, image_id)
     result = account.night()
-    missed = len(own) if becomes is not_listed else 1
+    missed = sum(not image["coverage"] for image in own) if becomes is not_listed else 1
     assert result.summary["unlisted"] == {becomes.__name__: missed}
     assert f"{missed} {becomes.__name__.replace('_', ' ')}; noted" in result.err
     assert before.items() <= contents(account.archive).items()
@@ -122,8 +124,24 @@ def test_what_became_of_an_image_is_noted_once_and_nothing_that_is_there_is_touc
     again = account.night()
     assert again.summary["unlisted"] == {}
     # Only of what is as it was, more may come to light.
-    assert simulator.requests["image"] - asked == (missed if becomes is not_listed else 0)
+    assert simulator.requests["image"] - asked == (len(own) if becomes is not_listed else 0)
     assert len(revisions(account.archive)) == missed
+
+
+def test_what_another_question_lists_is_not_missed(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(patients=20)
+    rows = [f"{patient}," for patient in simulator.patient_ids()]
+    rows += [f",{coverage}" for coverage in simulator.coverage_ids()]
+    manifest = tmp_path / "patients.csv"
+    manifest.write_text("\n".join(["patient_id,coverage_id", *rows]) + "\n", encoding="utf-8")
+    account = Account(simulator, manifest, tmp_path / "archive")
+    account.night()
+    image_id = next(image_id for (image_id, _), i in listed(simulator).items() if i["coverage"])
+    not_listed(simulator, image_id)
+    for _ in range(3):
+        account.night("--query-concurrency=1")
+    assert not list(account.archive.glob(f"[!.]*/{image_id}.*.r*.json"))
+    assert verify(str(account.archive)).ok
 
 
 def test_what_is_listed_again_at_the_same_version_is_as_it_was(account: Account) -> None:
@@ -144,7 +162,8 @@ def test_what_is_listed_again_at_the_same_version_is_as_it_was(account: Account)
 
 def test_what_is_as_it_was_and_then_goes_is_noted_as_gone(account: Account) -> None:
     simulator = account.simulator
-    image_id, version = uploaded(simulator)[0]
+    all_listed = listed(simulator)
+    image_id, version = next(key for key in uploaded(simulator) if not all_listed[key]["coverage"])
     not_listed(simulator, image_id)
     account.night()
     simulator.remove_image(image_id)

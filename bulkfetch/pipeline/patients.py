@@ -141,7 +141,14 @@ class Patients:
             moved=recorder.moved,
         )
         self._elsewhere = Elsewhere(archive.runs_directory)
-        self._ask_after = Inquiry(services.image, archive, recorder, settings, run_id)
+        self._ask_after = Inquiry(
+            services.image,
+            services.images_of,
+            archive,
+            recorder,
+            settings=settings,
+            run_id=run_id,
+        )
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()

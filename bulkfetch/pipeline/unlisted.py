@@ -6,7 +6,7 @@ is there is touched.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from bulkfetch._version import __version__
@@ -25,20 +25,27 @@ from bulkfetch.plan import Held, Place, became_of, is_missed
 from bulkfetch.settings import Settings
 
 Ask = Callable[[str], Awaitable[ImageRecord | None]]
+Search = Callable[[ManifestRow], Awaitable[Sequence[ImageRecord]]]
 
 
 class Inquiry:
-    """Asks after images that are missed. `ask` returns an image's record, None where it is gone."""
+    """Asks after images that are missed.
+
+    `ask` returns an image's record, None where it is gone; `search` the images of a row.
+    """
 
     def __init__(
         self,
         ask: Ask,
+        search: Search,
         archive: LocalArchive,
         recorder: Recorder,
+        *,
         settings: Settings,
         run_id: str,
     ) -> None:
         self._ask = ask
+        self._search = search
         self._archive = archive
         self._recorder = recorder
         self._settings = settings
@@ -58,9 +65,23 @@ class Inquiry:
             now = await self._ask(state.image_id)
             if (reason := became_of(state, row, now)) is None:
                 continue
+            if now and reason is Unlisted.not_listed and await self._is_listed(now, row):
+                continue
             sidecar = self._sidecar(state, row, now, reason)
             if _tells(sidecar) != _tells(state):
                 await self._note(row, place, held.revision + 1, sidecar)
+
+    async def _is_listed(self, record: ImageRecord, row: ManifestRow) -> bool:
+        """Tell whether another question lists an image: its patient's, or its coverage's."""
+        links = {
+            (record.patient.id if record.patient else None, None),
+            (None, record.coverage.id if record.coverage else None),
+        } - {(None, None), row.key}
+        for patient_id, coverage_id in links:
+            other = ManifestRow(line=row.line, patient_id=patient_id, coverage_id=coverage_id)
+            if any(found.id == record.id for found in await self._search(other)):
+                return True
+        return False
 
     async def _note(
         self, row: ManifestRow, place: Place, revision: int, sidecar: UnlistedSidecar
