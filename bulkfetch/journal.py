@@ -21,7 +21,7 @@ from pathlib import Path
 from bulkfetch.archive.files import FILE_MODE, named, to_its_end
 from bulkfetch.chain import digest
 from bulkfetch.errors import FetchError
-from bulkfetch.logs import redact
+from bulkfetch.logs import redact, stamp
 from bulkfetch.models import (
     ImageOutcome,
     ImageRecord,
@@ -176,8 +176,7 @@ class Journal(Appender):
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened; None fields are left out."""
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line: dict[str, object] = {"event": event, "at": at}
+        line: dict[str, object] = {"event": event, "at": stamp(datetime.now(UTC))}
         line.update((name, value) for name, value in fields.items() if value is not None)
         if self.head is not None:
             line["previous"] = self.head

@@ -46,6 +46,11 @@ class LogFormat(StrEnum):
     json = "json"
 
 
+def stamp(moment: datetime) -> str:
+    """Return a time as the API writes its own: in UTC, to the millisecond, with a Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def redact(text: str) -> str:
     """Return the text without signed URLs' queries, tokens and credentials."""
     text = _QUERY.sub(rf"\1?{HIDDEN}", text)
@@ -83,7 +88,7 @@ class _TextLines(logging.Formatter):
 class _JSONLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "at": stamp(datetime.fromtimestamp(record.created, UTC)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redact(record.getMessage()),

@@ -44,6 +44,12 @@ def json_text(value: object, indent: int | None = None) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
+def label(patient_id: str | None, coverage_id: str | None) -> str:
+    """Return a row's IDs, for a message."""
+    named = (("patient", patient_id), ("coverage", coverage_id))
+    return ", ".join(f"{what} {identity}" for what, identity in named if identity)
+
+
 class ManifestRow(_Frozen):
     """One line of a manifest: whom to ask for, and the columns that are carried along.
 
@@ -65,8 +71,7 @@ class ManifestRow(_Frozen):
     @property
     def label(self) -> str:
         """The IDs, for a message."""
-        named = (("patient", self.patient_id), ("coverage", self.coverage_id))
-        return ", ".join(f"{what} {identity}" for what, identity in named if identity)
+        return label(*self.key)
 
 
 class Shard(NamedTuple):

@@ -154,7 +154,7 @@ def test_an_image_its_sidecar_and_its_line_that_were_removed_together_are_notice
             each.write_bytes(b"".join(without(each, event["image_id"])))
     assert Kind.chain in {finding.kind for finding in findings(made.archive)}
     assert any(
-        finding.path.startswith(path.relative_to(made.archive).as_posix())
+        str(finding.path).startswith(path.relative_to(made.archive).as_posix())
         for finding in findings(made.archive)
     )
 
@@ -168,7 +168,7 @@ def test_a_journal_written_anew_is_noticed_by_what_later_runs_name(made: Made, r
     written_anew(path, without(path, event["image_id"]), previous)
     found = [finding for finding in findings(made.archive) if finding.kind is Kind.chain]
     assert found
-    assert {finding.path.partition(":")[0] for finding in found} <= {
+    assert {str(finding.path).partition(":")[0] for finding in found} <= {
         each.relative_to(made.archive).as_posix() for each in journals_of(made, run)
     }
 

@@ -69,6 +69,7 @@ def test_every_event_is_one_line_of_utf_8_json_with_its_time(tmp_path: Path) -> 
     assert "error" not in first
     assert second["images"] == 0
     assert datetime.fromisoformat(first["at"]).tzinfo is not None
+    assert first["at"].endswith("Z")
 
 
 def test_an_error_is_written_without_its_secret(tmp_path: Path) -> None:

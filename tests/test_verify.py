@@ -120,6 +120,9 @@ def test_a_sound_archive_has_no_finding_and_is_left_as_it_is(made: Made) -> None
     assert len(empty) == rows["empty"] > 0
     for line in empty:
         assert datetime.fromisoformat(line["empty"]["at"]).tzinfo is not None
+        assert line["empty"]["at"].endswith("Z")
+        assert line["empty"]["patient_id"] in made.manifest.read_text("utf-8")
+        assert line["empty"]["coverage_id"] is None
         assert line["empty"]["run_id"] == last_journal(made.archive).parent.name
     assert state(made.archive) == before
     assert "nothing is missing, changed or stray" in result.err
@@ -312,7 +315,7 @@ def test_every_kind_of_damage_is_named(
     before = state(made.archive)
     found = findings(made.archive)
     assert {finding.kind for finding in found} == kinds
-    assert any(finding.path.startswith(named) for finding in found)
+    assert any(finding.path and finding.path.startswith(named) for finding in found)
     assert state(made.archive) == before
 
 
@@ -387,9 +390,14 @@ def test_a_manifests_rows_each_have_one_state_and_what_is_not_archived_is_named(
     assert rows["failed"] == first["patients"]["failed"]
     assert rows["never_asked"] == 1
     assert rows.pop("total") == sum(rows.values()) == len(patients) + 1
-    named = {line["finding"]["path"] for line in told if "finding" in line}
-    assert "patient p-never" in named
+    named = [line["finding"] for line in told if "finding" in line]
+    assert {
+        "kind": "unarchived", "path": None, "detail": "it was never asked for",
+        "patient_id": "p-never", "coverage_id": None,
+    } in named  # fmt: skip
     assert len(named) == rows["failed"] + 1
+    for_people = bulkfetch("verify", archive, "--manifest", more)
+    assert "unarchived: patient p-never: it was never asked for" in for_people.err
     # The last word counts.
     simulator.faults.clear()
     assert download(simulator, manifest, archive).status == 0

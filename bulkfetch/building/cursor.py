@@ -18,6 +18,7 @@ from bulkfetch.archive import files
 from bulkfetch.building.part import Seen
 from bulkfetch.building.scan import BEGINNING
 from bulkfetch.errors import ConfigurationError, DestinationError
+from bulkfetch.logs import stamp
 from bulkfetch.models import Summary, Timestamp, moment
 
 # A record may show up some time after the time it bears, when a transaction took as long: so much
@@ -49,8 +50,7 @@ class Trail(_Frozen):
     @property
     def since(self) -> str:
         """The same, as the API writes times."""
-        text = self.overlap_begins.astimezone(UTC).isoformat(timespec="milliseconds")
-        return text.replace("+00:00", "Z")
+        return stamp(self.overlap_begins)
 
 
 class Position(_Frozen):

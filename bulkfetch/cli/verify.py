@@ -18,7 +18,7 @@ from bulkfetch.cli.running import say
 from bulkfetch.limits import usable_cores
 from bulkfetch.logs import plain
 from bulkfetch.manifest import Manifest, ManifestFormat
-from bulkfetch.models import ManifestRow
+from bulkfetch.models import ManifestRow, label
 from bulkfetch.progress import size_text
 from bulkfetch.verification import ADVICE, Finding, LastWord, Report, is_at_work, verify
 
@@ -77,7 +77,8 @@ def run(argv: Sequence[str]) -> int:
 
         def attested(row: ManifestRow, word: LastWord) -> None:
             if given.json:
-                print(json.dumps({"empty": {"row": row.label, **word._asdict()}}))
+                ids = {"patient_id": row.patient_id, "coverage_id": row.coverage_id}
+                print(json.dumps({"empty": {**ids, **word._asdict()}}))
 
         report = verify(
             given.out,
@@ -126,7 +127,8 @@ def tell(finding: Finding, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"finding": finding._asdict()}))
     else:
-        tqdm.write(plain(f"{finding.kind}: {finding.path}: {finding.detail}"), sys.stderr)
+        where = finding.path or label(finding.patient_id, finding.coverage_id)
+        tqdm.write(plain(f"{finding.kind}: {where}: {finding.detail}"), sys.stderr)
 
 
 def advise(report: Report) -> None:

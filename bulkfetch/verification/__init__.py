@@ -103,7 +103,7 @@ def verify(
             journals.note(checked.digests)
             for finding in checked.findings:
                 kinds[finding.kind] += 1
-                if finding.kind in AGAINST_AN_IMAGE and (image := _IMAGE.match(finding.path)):
+                if finding.kind in AGAINST_AN_IMAGE and (image := _IMAGE.match(finding.path or "")):
                     damaged.add(image[0])
                 found(finding)
             for file in checked.taken:

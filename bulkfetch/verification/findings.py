@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from bulkfetch.models import ManifestRow
+
 
 class Kind(StrEnum):
     """A kind of finding, by a stable word."""
@@ -64,11 +66,16 @@ AGAINST_AN_IMAGE = frozenset(Kind) - {
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong; `path` is below the archive, or a manifest row's IDs."""
+    """One thing that is wrong; `path` is below the archive.
+
+    Where it is a manifest's row, `path` is None, and the row's IDs are told instead.
+    """
 
     kind: Kind
-    path: str
+    path: str | None
     detail: str
+    patient_id: str | None = None
+    coverage_id: str | None = None
 
 
 class Taken(NamedTuple):
@@ -111,6 +118,10 @@ class Checked:
     def find(self, kind: Kind, path: str, detail: str) -> None:
         """Note a finding."""
         self.findings.append(Finding(kind, path, detail))
+
+    def find_row(self, kind: Kind, row: ManifestRow, detail: str) -> None:
+        """Note a finding about a manifest's row."""
+        self.findings.append(Finding(kind, None, detail, *row.key))
 
 
 def key_of(path: str) -> bytes:

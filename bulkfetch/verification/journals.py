@@ -321,10 +321,10 @@ def reconcile(
             state = "damaged" if journals.is_damaged(row.patient_id, row.coverage_id) else state
         sums[state] += 1
         if word is None:
-            checked.find(Kind.unarchived, row.label, "it was never asked for")
+            checked.find_row(Kind.unarchived, row, "it was never asked for")
         elif word.state in (PatientState.failed, PatientState.not_reached):
             what = word.state.replace("_", " ")
-            checked.find(Kind.unarchived, row.label, f"{what} in run {word.run_id}")
+            checked.find_row(Kind.unarchived, row, f"{what} in run {word.run_id}")
         elif word.state is PatientState.empty:
             attested(row, word)
         told(checked)
