@@ -7,20 +7,40 @@ end, in hex: `sed -n 5p journal.jsonl | sha256sum` tells the fifth's.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 FIRST = "journal.jsonl"
-_FINISHED = b'{"event":"run_finished",'
+FINISHED = b'{"event":"run_finished",'
 _BLOCK_BYTES = 2**16
+# A run's first line grows with the runs that it names: by 110 bytes each.
+_LONGEST_LINE = 2**26
+RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 
 
 def digest(line: bytes) -> str:
     """Return what the line after this one has in `previous`."""
     return hashlib.sha256(line).hexdigest()
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a journal to read; a link or a pipe in its place is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no file")
+    return os.fdopen(descriptor, "rb")
 
 
 def heads_of_runs(runs: Path, *, durable: bool) -> Mapping[str, Mapping[str, str]]:
@@ -32,7 +52,7 @@ def heads_of_runs(runs: Path, *, durable: bool) -> Mapping[str, Mapping[str, str
     """
     found: dict[str, Mapping[str, str]] = {}
     with suppress(FileNotFoundError):
-        for run in sorted(runs.iterdir()):
+        for run in sorted(path for path in runs.iterdir() if RUN_ID.fullmatch(path.name)):
             with suppress(OSError):
                 if heads := _heads_of_run(run, durable=durable):
                     found[run.name] = heads
@@ -51,7 +71,7 @@ def heads_of_helpers(run: Path) -> Mapping[str, str]:
 def _heads_of_run(run: Path, *, durable: bool) -> Mapping[str, str]:
     last = last_line(run / FIRST)
     heads = {FIRST: digest(last)} if last else {}
-    if last.startswith(_FINISHED):
+    if last.startswith(FINISHED):
         return heads
     for path in run.glob("journal*.jsonl"):
         if durable:
@@ -65,27 +85,32 @@ def last_line(path: Path) -> bytes:
     Raises:
         OSError: the file cannot be read.
     """
-    tail = b""
+    blocks: list[bytes] = []
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        file = opened(path)
     except FileNotFoundError:
         return b""
-    with os.fdopen(descriptor, "rb") as file:
+    with file:
         at = file.seek(0, os.SEEK_END)
-        while at > 0:
-            size = min(_BLOCK_BYTES, at)
-            at = file.seek(at - size)
-            tail = file.read(size) + tail
-            whole = tail[: tail.rfind(b"\n") + 1]
-            before = whole.rfind(b"\n", 0, -1)
-            if whole and (before >= 0 or at == 0):
-                return whole[before + 1 :]
+        size, has_end = 0, False
+        while at > 0 and size < _LONGEST_LINE:
+            block_size = min(_BLOCK_BYTES, at)
+            at = file.seek(at - block_size)
+            block = file.read(block_size)
+            if not has_end:
+                # What comes after the last end of a line was cut.
+                block = block[: block.rfind(b"\n") + 1]
+                has_end = bool(block)
+                before = block.rfind(b"\n", 0, -1)
+            else:
+                before = block.rfind(b"\n")
+            blocks.append(block[before + 1 :])
+            size += block_size
+            if has_end and (before >= 0 or at == 0):
+                return b"".join(reversed(blocks))
     return b""
 
 
 def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with opened(path) as file:
+        os.fsync(file.fileno())

@@ -19,6 +19,7 @@ BulkfetchError
     ├── TypeMismatchError      the bytes are of another type than declared
     ├── TakenError             another row's or shard's task did this image meanwhile: look again
     ├── PathRefusedError       something lies in the archive where a directory belongs: remove it
+    ├── UnknownAccountError    nothing shows that the credentials are of the archive's organization
     ├── ProcessDiedError       a process of the run was killed with the patient in hand
     ├── HostDeniedError        a signed URL names a host that is not on the list: nothing was sent
     └── TooLargeError          the file is larger than `max_file_size`
@@ -54,6 +55,7 @@ __all__ = [
     "TimedOutError",
     "TooLargeError",
     "TypeMismatchError",
+    "UnknownAccountError",
     "UnreachableError",
 ]
 
@@ -223,6 +225,12 @@ class PathRefusedError(FetchError):
     """A link or a file lies in the archive where a directory belongs; it was not followed."""
 
     kind = "path_refused"
+
+
+class UnknownAccountError(FetchError):
+    """An image is not known to an account that may be another one than the archive's."""
+
+    kind = "unknown_account"
 
 
 class ProcessDiedError(FetchError):

@@ -74,7 +74,7 @@ class Downloader:
     """Does what items ask for.
 
     `planner` decides anew about a record that changed meanwhile, or that another task worked on.
-    `moved` is told the old and the new one.
+    `moved` is told the old and the new one; `quarantined` what is about to be moved to quarantine.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class Downloader:
         run_id: str,
         planner: Planner,
         moved: Callable[[ImageRecord, ImageRecord], None],
+        quarantined: Callable[[Item], Awaitable[None]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._transport = transport
@@ -98,6 +99,7 @@ class Downloader:
         self._run_id = run_id
         self._planner = planner
         self._moved = moved
+        self._quarantined = quarantined
         self._clock = clock
         self._trusts_expiry = True
         self._busy: dict[Place, asyncio.Event] = {}
@@ -153,6 +155,7 @@ class Downloader:
             log.warning(
                 "image %s: %s: what is left goes to quarantine", item.record.id, item.damage
             )
+            await self._quarantined(item)
             await self._archive.quarantine(item.place)
         if item.action is Action.note:
             written = await self._archive.note(item.place, item.revision, self._sidecar(item, None))

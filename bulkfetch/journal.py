@@ -120,8 +120,8 @@ class Appender:
         if self._pending_size >= _FULL_BYTES:
             await self.flush()
 
-    async def flush(self) -> None:
-        """Write what is pending.
+    async def flush(self, *, durable: bool = False) -> None:
+        """Write what is pending, and with `durable` wait for the disk.
 
         Raises:
             DestinationError: it cannot be written.
@@ -131,7 +131,7 @@ class Appender:
             if self._unwritten:
                 with named(str(self._path)):
                     # To its end, so that `close` does not overtake it.
-                    writing = asyncio.to_thread(self._write, durable=False)
+                    writing = asyncio.to_thread(self._write, durable=durable)
                     await to_its_end(asyncio.ensure_future(writing))
 
     def close(self, *, durable: bool) -> None:
@@ -251,6 +251,17 @@ class Recorder:
         """Note that something happened."""
         if self._journal:
             self._journal.event(event, **fields)
+
+    async def quarantined(self, item: Item) -> None:
+        """Note that what is held of an image is about to be moved away, before it is."""
+        self.event(
+            "quarantined",
+            image_id=item.record.id,
+            version=item.record.version,
+            directory=item.place.directory,
+            damage=item.damage,
+        )
+        await self.flush()
 
     def moved(self, old: ImageRecord, new: ImageRecord) -> None:
         """Note that an image's record changed while it was fetched."""

@@ -13,7 +13,7 @@ import difflib
 import ipaddress
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -41,7 +41,7 @@ from yarl import URL
 
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import ManifestFormat
-from bulkfetch.models import Shard
+from bulkfetch.models import UPLOADED, Shard
 from bulkfetch.paths import DEFAULT_TEMPLATE, TEMPLATE_FIELDS, parse_template
 
 ENV_PREFIX = "BULKFETCH_"
@@ -142,6 +142,19 @@ def _split(value: object) -> object:
     return value
 
 
+def _known(*names: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """Refuse what is nearly one of the names that the API has; it may add others at any time."""
+
+    def check(words: tuple[str, ...]) -> tuple[str, ...]:
+        for word in words:
+            meant = difflib.get_close_matches(word.upper(), names, 1)
+            if meant and word.upper() not in names:
+                raise ValueError(f"must be as the API says it ({meant[0]}?)")
+        return words
+
+    return check
+
+
 def _host_name(text: str) -> str:
     if not text or any(sign in text for sign in "/:@?#* "):
         raise ValueError("must be a host name alone, such as storage.example.org")
@@ -189,6 +202,8 @@ HostNames = Annotated[
     tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
 ]
 PathText = Annotated[str, BeforeValidator(_path_text), Field(min_length=1)]
+Sides = Annotated[Words, AfterValidator(_known("FRONT", "BACK"))]
+Statuses = Annotated[Words, AfterValidator(_known(UPLOADED, "PENDING", "FAILED"))]
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
 Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
 
@@ -381,14 +396,14 @@ class Settings(Connection):
     include_coverages: Annotated[bool, Option(_API)] = Field(
         default=False, description="ask for each patient's coverages and their images too"
     )
-    side: Annotated[Words, Option(_CHOICE, "SIDE")] = Field(
+    side: Annotated[Sides, Option(_CHOICE, "SIDE")] = Field(
         default=(), description="only this side of the card: FRONT or BACK; repeatable"
     )
     file_type: Annotated[Words, Option(_CHOICE, "TYPE")] = Field(
         default=(),
         description="only this declared type, such as image/jpeg or 'image/*'; repeatable",
     )
-    status: Annotated[Words, Option(_CHOICE, "STATUS")] = Field(
+    status: Annotated[Statuses, Option(_CHOICE, "STATUS")] = Field(
         default=(), description="only this status: UPLOADED, PENDING or FAILED; repeatable"
     )
     updated_since: Annotated[Moment | None, Option(_CHOICE, "TIME")] = Field(
@@ -446,6 +461,17 @@ class Building(Connection):
 
 
 _SECRETS = ("token", "client_secret")
+# What pydantic says of these is for programmers.
+_PLAINLY = {
+    "int_parsing": "must be a whole number",
+    "float_parsing": "must be a number",
+    "byte_size": "must be a size such as 50MB",
+    "byte_size_unit": "must be a size such as 50MB",
+    "datetime_from_date_parsing": "must be a time such as 2026-11-01 or 2026-11-01T12:00:00Z",
+    "datetime_parsing": "must be a time such as 2026-11-01 or 2026-11-01T12:00:00Z",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -492,7 +518,7 @@ def unknown_variables() -> list[str]:
 def _explain(
     settings_type: type[BaseSettings], problem: ErrorDetails, given: Mapping[str, Any]
 ) -> str:
-    message = problem["msg"].removeprefix("Value error, ")
+    message = _PLAINLY.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     if not problem["loc"]:
         return str(message)
     name = str(problem["loc"][0])

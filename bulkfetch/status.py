@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from bulkfetch.archive import files
 from bulkfetch.archive.local import PRIVATE, identity_of
 from bulkfetch.archive.lock import at_work
+from bulkfetch.chain import RUN_ID
 from bulkfetch.errors import ConfigurationError, PathRefusedError
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Shard, Summary
@@ -36,7 +36,6 @@ _MOST_RUNS = 1000
 _MOST_NAMED = 100
 # A summary or a snapshot has some hundred bytes.
 _LONGEST_FILE = 2**20
-_RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 
 T = TypeVar("T", Snapshot, Summary)
 
@@ -185,14 +184,14 @@ class _Look:
 
     def _working(self) -> dict[str, Shard | None]:
         working = at_work(self._root / PRIVATE).items()
-        return {run_id: shard for run_id, shard in working if _RUN_ID.fullmatch(run_id)}
+        return {run_id: shard for run_id, shard in working if RUN_ID.fullmatch(run_id)}
 
     def _runs(self, directory: int) -> Iterator[RunStatus]:
         """Yield the runs at work, then the others, the newest first."""
         # In this order, so that a run that begins or ends meanwhile is not taken for a killed one.
         names = os.listdir(directory)
         working = self._working()
-        strays = sorted(name for name in names if not _RUN_ID.fullmatch(name))
+        strays = sorted(name for name in names if not RUN_ID.fullmatch(name))
         if strays:
             self._problems.append(
                 f"{PRIVATE}/runs: {len(strays)} names there are no run's, such as {strays[0]}"

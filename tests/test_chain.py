@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -198,6 +199,8 @@ def test_the_last_run_is_held_to_the_head_that_was_kept_elsewhere(made: Made) ->
     last = json.loads(lines(path)[-1])
     last["heads"] = {other.name: hashlib.sha256(lines(other)[-1]).hexdigest()}
     written_anew(path, [*lines(path)[:-1], json.dumps(last).encode()], None)
+    head = hashlib.sha256(lines(path)[-1]).hexdigest()
+    path.with_name("summary.json").write_text(json.dumps(summary | {"head": head}))
     # Nothing in the archive itself can tell.
     assert findings(made.archive) == []
     result = bulkfetch("verify", made.archive, "--head", summary["head"])
@@ -319,3 +322,86 @@ def prepared(serve: Serve, tmp_path: Path) -> tuple[Simulator, Path, Path]:
 def test_a_summary_from_python_has_the_head(made: Made) -> None:
     path = first_journal(made, 0).with_name("summary.json")
     assert Summary.model_validate_json(path.read_bytes()).head == made.runs[0]["head"]
+
+
+def test_what_was_quarantined_with_its_revisions_is_not_lost(serve: Serve, tmp_path: Path) -> None:
+    simulator, archive, manifest = prepared(serve, tmp_path)
+    image_id, version = uploaded(simulator)[0]
+    simulator.patch_image(image_id, status="FAILED")
+    assert download(simulator, manifest, archive).status == 0
+    (revision,) = archive.glob(f"[!.]*/{image_id}.v{version}.r2.json")
+    simulator.patch_image(image_id)
+    revision.write_bytes(b"{}")
+    result = download(simulator, manifest, archive)
+    assert result.status == 0
+    assert not revision.exists()
+    assert "quarantined" in [e["event"] for e in journal(archive, result.summary["run_id"])]
+    assert findings(archive) == []
+    # As if the run had been killed before it told of what it wrote.
+    path = archive / ".bulkfetch" / "runs" / result.summary["run_id"] / chain.FIRST
+    told = [json.loads(line)["event"] for line in lines(path)].index("quarantined")
+    path.write_bytes(b"".join(lines(path)[: told + 1]))
+    path.with_name("summary.json").unlink()
+    assert download(simulator, manifest, archive).status == 0
+    assert findings(archive) == []
+    # An excuse for nothing that was done later.
+    sidecar = next(archive.glob(f"[!.]*/{image_id}.v{version}.json"))
+    sidecar.with_name(json.loads(sidecar.read_bytes())["file"]["path"]).unlink()
+    sidecar.unlink()
+    assert {finding.kind for finding in findings(archive)} == {Kind.lost}
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_was_appended_after_a_runs_end_is_noticed(made: Made, number: int) -> None:
+    path = journals_of(made, 0)[number - 1]
+    previous = chain.digest(lines(path)[-1])
+    line = {"event": "patient", "at": "x", "state": "empty", "previous": previous}
+    with path.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+    found = findings(made.archive)
+    assert (Kind.chain, "it comes after the end") in [(one.kind, one.detail) for one in found]
+
+
+def test_a_run_under_another_name_is_noticed(made: Made) -> None:
+    run = first_journal(made, 0).parent
+    run.rename(run.with_name("20200101T000000Z-abcdef"))
+    assert Kind.chain in {finding.kind for finding in findings(made.archive)}
+
+
+def test_the_first_line_is_on_the_disk_before_another_process_begins(
+    serve: Serve, tmp_path: Path
+) -> None:
+    simulator = serve(patients=50, storage_latency_s=0.2)
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    process = started(simulator, manifest, "--out", tmp_path / "archive", "--processes=2")
+    try:
+        wait_for_journals(tmp_path / "archive", process, 2)
+        assert list((tmp_path / "archive").glob(".bulkfetch/runs/*/journal.jsonl"))
+    finally:
+        process.kill()
+        process.communicate()
+    assert Kind.chain not in {finding.kind for finding in findings(tmp_path / "archive")}
+
+
+def test_pipes_links_and_endless_lines_in_place_of_journals_hold_nothing_up(
+    serve: Serve, tmp_path: Path
+) -> None:
+    simulator, archive, manifest = prepared(serve, tmp_path)
+    runs = archive / ".bulkfetch" / "runs"
+    for number, name in enumerate(("pipe", "link", "endless")):
+        run = runs / f"20250101T00000{number}Z-abcdef"
+        run.mkdir()
+        path = run / chain.FIRST
+        if name == "pipe":
+            os.mkfifo(path)
+        elif name == "link":
+            path.symlink_to("/dev/zero")
+        else:
+            with path.open("wb") as file:
+                file.truncate(200 * 2**20)
+    (runs / os.fsdecode(b"20250101T000000Z-\xff\xff\xff")).mkdir()
+    result = download(simulator, manifest, archive)
+    assert result.status == 0, result.err
+    (run_id,) = journal(archive, result.summary["run_id"])[0]["heads"]
+    assert not run_id.startswith("2025")
+    assert Kind.unreadable in {finding.kind for finding in findings(archive)}

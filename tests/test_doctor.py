@@ -246,6 +246,7 @@ FAULTS = {
     "images:drop": ("query", "127.0.0.1", "network"),
     "patients:wrong-shape": ("query", "patient search", "--api-url"),
     "api:token-death": ("query", "401", "credentials"),
+    "storage:html": ("storage", "a page", "in between"),
     "storage:403": ("storage", "403", "clock"),
     "storage:expired": ("storage", "400", "clock"),
     "storage:404": ("storage", "404", "answers"),

@@ -387,3 +387,35 @@ def test_no_text_for_a_url_is_anything_but_taken_or_refused(text: str) -> None:
     assert settings.api_url is not None
     assert settings.api_url.isprintable()
     assert " " not in settings.api_url
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [({"side": "fornt"}, "FRONT"), ({"status": "UPLODED,FAILED"}, "UPLOADED")],
+)
+def test_a_filter_that_is_nearly_a_word_of_the_api_is_refused(
+    given: dict[str, str], meant: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=rf"\({meant}\?\)"):
+        load(Settings, {"out": "x", **given})
+
+
+def test_a_filter_may_be_a_word_that_the_api_has_not_had_so_far() -> None:
+    settings = load(Settings, {"out": "x", "side": "front,INSIDE", "status": "ARCHIVED"})
+    assert settings.side == ("front", "INSIDE")
+    assert settings.status == ("ARCHIVED",)
+
+
+@pytest.mark.parametrize(
+    ("given", "plainly"),
+    [
+        ({"query_concurrency": "many"}, "must be a whole number, not 'many'"),
+        ({"timeout": "long"}, "must be a number, not 'long'"),
+        ({"max_file_size": "50XB"}, "must be a size such as 50MB, not '50XB'"),
+        ({"updated_since": "yesterday"}, "must be a time such as 2026-11-01"),
+        ({"out": ""}, "must not be empty"),
+    ],
+)
+def test_what_a_value_must_be_is_said_plainly(given: dict[str, str], plainly: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(plainly)):
+        load(Settings, {"out": "x", **given})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from bulkfetch import verify
 from bulkfetch.simulator import Simulator
 from bulkfetch.simulator.api import _ERROR_NAMES
-from tests.conftest import Result, Serve, download, write_manifest
+from tests.conftest import Result, Serve, credentials, download, start_bulkfetch, write_manifest
 from tests.faulty import balance, failures, in_turn, journal, listed, move, patient_of, uploaded
 
 
@@ -377,3 +379,59 @@ def test_an_account_that_lists_nothing_any_more_is_told_loudly(
     result = account.night()
     assert result.summary["unlisted"] == {"not_listed": held}
     assert "most patients have no image" in result.err
+
+
+def test_another_organizations_credentials_make_nothing_look_gone(
+    account: Account, serve: Serve
+) -> None:
+    other = serve(patients=3, seed=99, organization_id="another")
+    result = download(other, account.manifest, account.archive)
+    assert result.status == 2, result.err
+    assert "organization" in result.err
+    nobody = serve(patients=0, organization_id="another")
+    result = download(nobody, account.manifest, account.archive)
+    assert result.status == 1
+    kinds = {row["bulkfetch_kind"] for row in failures(account.archive, result.summary["run_id"])}
+    assert kinds == {"unknown_account"}
+    assert not revisions(account.archive)
+
+
+def test_a_patient_whose_images_are_all_gone_is_recognised_by_another_patient(
+    account: Account,
+) -> None:
+    simulator = account.simulator
+    owner = patient_of(simulator, uploaded(simulator)[0][0])
+    images = simulator.expected_images(owner)
+    for image in images:
+        simulator.remove_image(str(image["id"]))
+    write_manifest(account.manifest, [owner])
+    assert account.night().summary["unlisted"] == {"gone": len(images)}
+
+
+def test_a_patient_whose_missed_image_was_not_asked_for_is_not_complete(account: Account) -> None:
+    simulator = account.simulator
+    image_id, _ = uploaded(simulator)[0]
+    simulator.remove_image(image_id)
+    simulator.faults.add("image:latency=60")
+    process = start_bulkfetch(
+        ["download", account.manifest, "--out", account.archive, "--progress=none", "--json"],
+        credentials(simulator),
+    )
+    while not simulator.requests["image"]:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 143
+    assert json.loads(out)["patients"]["not_reached"] > 0
+
+
+def test_a_sidecar_that_cannot_be_read_of_an_image_that_is_not_listed_is_told(
+    account: Account,
+) -> None:
+    image_id, version = uploaded(account.simulator)[0]
+    account.sidecar(image_id, version, 1).write_bytes(b"{}")
+    account.simulator.remove_image(image_id)
+    assert f"{image_id}.v{version}: its sidecar cannot be read" in account.night().err

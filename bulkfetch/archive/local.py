@@ -59,6 +59,7 @@ class LocalArchive:
 
     Attributes:
         writer: what another process needs to `join`; None where nothing may be written.
+        is_recognised: whether anything was claimed: the account is the archive's own.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LocalArchive:
         self._root = root
         self._run_id = run_id
         self._identity = identity
+        self.is_recognised = False
         self.writer = writer
         self._durable = durable
         owner, process = (writer.owner, writer.process) if writer else (WHOLE, "")
@@ -290,9 +292,9 @@ class LocalArchive:
 
     async def claim(self, organization_id: str) -> None:
         """See `Archive.claim`."""
-        if self._identity.organization_id == organization_id:
-            return
-        await in_thread(lambda: self._claim(organization_id))
+        if self._identity.organization_id != organization_id:
+            await in_thread(lambda: self._claim(organization_id))
+        self.is_recognised = True
 
     def _claim(self, organization_id: str) -> None:
         private = self._root / PRIVATE

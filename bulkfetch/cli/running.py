@@ -89,7 +89,7 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         f"retries: {summary.retries}; run {plain(summary.run_id)}"
     )
     if summary.head:
-        say(f"head {summary.head}: keep it elsewhere, for verify --head")
+        say(f"head {summary.head}\n  (keep it elsewhere: verify --head holds the archive to it)")
     if summary.unlisted:
         became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
         noted = "to be noted" if summary.dry_run else "noted in sidecars"

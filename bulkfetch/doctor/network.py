@@ -204,6 +204,11 @@ class Network:
         answer.close()
         ranges = "" if answer.status == HTTPStatus.PARTIAL_CONTENT else ", without ranges"
         digests = " and ".join(sorted(hashes_of(answer.headers))) or "no digest"
+        if answer.headers.get("Content-Type", "").startswith("text/html"):
+            raise ProblemError(
+                f"{answer.host} answered HTTP {answer.status} with a page, and not with an image",
+                "see what stands in between: a login page, a proxy",
+            )
         return (
             f"{answer.host} answered HTTP {answer.status}{ranges} in {_ms(began)}, "
             f"and told {digests}"

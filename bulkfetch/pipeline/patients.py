@@ -81,6 +81,15 @@ class Services:
         """
         return await self._query_again(f"image {image_id}", self.api.image_if_any, image_id)
 
+    async def organizations(self) -> list[str]:
+        """Return the organization of some patient, as far as there is one and it is told.
+
+        Raises:
+            FetchError, CredentialsError: as `API.patients` does, when trying again was in vain.
+        """
+        page = await self._query_again("a patient", self.api.patients, limit=1)
+        return [item.organization_id for item in page.items if item.organization_id]
+
     async def images_of(self, row: ManifestRow) -> list[ImageRecord]:
         """Return the images of a row's patient or coverage.
 
@@ -139,11 +148,13 @@ class Patients:
             run_id=run_id,
             planner=self._planned_anew,
             moved=recorder.moved,
+            quarantined=recorder.quarantined,
         )
         self._elsewhere = Elsewhere(archive.runs_directory)
         self._ask_after = Inquiry(
             services.image,
             services.images_of,
+            services.organizations,
             archive,
             recorder,
             settings=settings,
@@ -238,9 +249,9 @@ class Patients:
                     self._downloading += 1
                     task = images.create_task(self._image(number, item, ended))
                     task.add_done_callback(self._download_ended)
-            reached = len(ended) == len(items)
-            if reached:
+            if len(ended) == len(items):
                 await self._ask_after(row, others)
+                reached = True
         except FetchError as failed:
             error = failed
             log.warning("%s: %s", row.label, failed)

@@ -146,6 +146,9 @@ class Run:
                 first = next(rows, None)
                 answer = None if first is None else await self._first_contact(first)
                 archive = self._open_archive(stack, identity)
+                if self._journal:
+                    # Before any other journal follows from its first line.
+                    await self._journal.flush(durable=not settings.no_fsync)
                 self._here = Patients(
                     share,
                     self._services,
@@ -415,10 +418,11 @@ class Run:
                 exit_code=summary.exit_code,
                 patients=summary.patients,
                 images=summary.images,
+                bytes=summary.bytes,
                 heads=heads,
             )
-            summary = summary.model_copy(update={"head": self._journal.head})
             self._journal.close(durable=not self._settings.no_fsync)
+            summary = summary.model_copy(update={"head": self._journal.head})
             self._failures.close(durable=not self._settings.no_fsync)
             archive.write_private(
                 f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)

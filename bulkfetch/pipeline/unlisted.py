@@ -6,12 +6,13 @@ is there is touched.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from bulkfetch._version import __version__
 from bulkfetch.archive import LocalArchive
-from bulkfetch.errors import TakenError
+from bulkfetch.errors import TakenError, UnknownAccountError
 from bulkfetch.journal import Recorder
 from bulkfetch.models import (
     ImageRecord,
@@ -24,6 +25,8 @@ from bulkfetch.models import (
 from bulkfetch.plan import Held, Place, became_of, is_missed
 from bulkfetch.settings import Settings
 
+log = logging.getLogger(__name__)
+
 Ask = Callable[[str], Awaitable[ImageRecord | None]]
 Search = Callable[[ManifestRow], Awaitable[Sequence[ImageRecord]]]
 
@@ -31,13 +34,15 @@ Search = Callable[[ManifestRow], Awaitable[Sequence[ImageRecord]]]
 class Inquiry:
     """Asks after images that are missed.
 
-    `ask` returns an image's record, None where it is gone; `search` the images of a row.
+    `ask` returns an image's record, None where it is gone; `search` the images of a row;
+    `organizations` those of some patient that the account has.
     """
 
     def __init__(
         self,
         ask: Ask,
         search: Search,
+        organizations: Callable[[], Awaitable[Sequence[str]]],
         archive: LocalArchive,
         recorder: Recorder,
         *,
@@ -46,6 +51,7 @@ class Inquiry:
     ) -> None:
         self._ask = ask
         self._search = search
+        self._organizations = organizations
         self._archive = archive
         self._recorder = recorder
         self._settings = settings
@@ -60,9 +66,18 @@ class Inquiry:
         """
         for place, held in others.items():
             state = held.state
+            if state is None:
+                log.warning(
+                    "%s/%s: its sidecar cannot be read, and %s lists no such image: it cannot be "
+                    "fetched again; restore it from a copy",
+                    place.directory,
+                    place.stem,
+                    row.label,
+                )
             if state is None or not is_missed(state, row, self._settings):
                 continue
             now = await self._ask(state.image_id)
+            await self._recognise(now)
             if (reason := became_of(state, row, now)) is None:
                 continue
             if now and reason is Unlisted.not_listed and await self._is_listed(now, row):
@@ -70,6 +85,22 @@ class Inquiry:
             sidecar = self._sidecar(state, row, now, reason)
             if _tells(sidecar) != _tells(state):
                 await self._note(row, place, held.revision + 1, sidecar)
+
+    async def _recognise(self, record: ImageRecord | None) -> None:
+        """See that it is the archive's own account that says what became of an image.
+
+        Another one knows none of its images, which are not gone for that.
+        """
+        if record is not None and record.organization_id:
+            await self._archive.claim(record.organization_id)
+        if record is None and not self._archive.is_recognised:
+            for organization_id in await self._organizations():
+                await self._archive.claim(organization_id)
+            if not self._archive.is_recognised:
+                raise UnknownAccountError(
+                    "the API knows nothing of an image in the archive, and no record shows that "
+                    "these credentials are of the archive's organization"
+                )
 
     async def _is_listed(self, record: ImageRecord, row: ManifestRow) -> bool:
         """Tell whether another question lists an image: its patient's, or its coverage's."""

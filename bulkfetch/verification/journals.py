@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
 
+from bulkfetch import chain
 from bulkfetch.archive.local import PRIVATE
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import on_disk, private_database
@@ -57,10 +58,16 @@ class _ImageEvent(BaseModel):
     outcome: ImageOutcome | None = None
     sidecar: str | None = None
     revision: int = 1
+    at: str
 
     @property
     def place(self) -> Place:
         return Place(self.directory, f"{safe_name(self.image_id)}.v{self.version}")
+
+    @property
+    def image(self) -> str:
+        """What is the same in the paths of its files."""
+        return f"{self.directory}/{self.place.stem}"
 
     @property
     def path(self) -> str:
@@ -68,21 +75,31 @@ class _ImageEvent(BaseModel):
         return f"{self.directory}/{self.place.sidecar(self.revision)}"
 
 
+class _QuarantinedEvent(BaseModel):
+    event: Literal["quarantined"]
+    image_id: str
+    version: int
+    directory: str
+    at: str
+
+
 class _FinishedEvent(BaseModel):
     event: Literal["run_finished"]
     patients: PatientSums
     images: ImageSums
+    bytes: int
 
 
 class _OtherEvent(BaseModel):
     event: str
 
 
-Event = _PatientEvent | _ImageEvent | _FinishedEvent | _OtherEvent
+Event = _PatientEvent | _ImageEvent | _QuarantinedEvent | _FinishedEvent | _OtherEvent
 _TAGS = {
     "patient": "patient",
     "image": "image",
     "unlisted": "image",
+    "quarantined": "quarantined",
     "run_finished": "finished",
 }
 
@@ -96,6 +113,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(
     Annotated[
         Annotated[_PatientEvent, Tag("patient")]
         | Annotated[_ImageEvent, Tag("image")]
+        | Annotated[_QuarantinedEvent, Tag("quarantined")]
         | Annotated[_FinishedEvent, Tag("finished")]
         | Annotated[_OtherEvent, Tag("other")],
         Discriminator(_kind_of),
@@ -105,10 +123,15 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(
 
 @dataclass(slots=True)
 class _Suspect:
-    """A sidecar that is not as a run wrote it: its digest now, the run, who had asked for it."""
+    """A sidecar that is not as a run wrote it, or not there: `found` is its digest now.
 
-    found: str
+    `at` is when the last such run wrote it, `image` what a quarantine would be of.
+    """
+
+    found: str | None
     run_id: str
+    at: str
+    image: str
     asked: set[str] = field(default_factory=set)
 
 
@@ -138,6 +161,7 @@ class Journals:
         self._damaged = damaged
         self._links = Links(self._runs, heads)
         self._suspects: dict[str, _Suspect] = {}
+        self._quarantined: dict[str, str] = {}
         self.runs = 0
         self.without_summary = 0
         with on_disk(_KEPT):
@@ -201,13 +225,14 @@ class Journals:
             try:
                 for line in self._links.follow(path, checked):
                     event = _event(line)
-                    # What a killed run was about to write ends in the middle.
-                    if event is None and (summary is not None or line.endswith(b"\n")):
+                    # What a killed process was about to write ends in the middle.
+                    may_be_cut = summary is None or path.name != chain.FIRST
+                    if event is None and (line.endswith(b"\n") or not may_be_cut):
                         checked.find(Kind.journal, name, "a line of it is no event")
                     elif isinstance(event, _FinishedEvent):
                         finished = event
                     elif event is not None:
-                        self._check_event(run.name, event, states, checked)
+                        self._check_event(run.name, event, states)
             except OSError as error:
                 checked.find(Kind.unreadable, name, error.strerror or "it cannot be read")
         if summary is None:
@@ -223,10 +248,12 @@ class Journals:
         finished: _FinishedEvent | None,
         checked: Checked,
     ) -> None:
-        if finished is None or (finished.patients, finished.images) != (
+        told_at_the_end = finished and (finished.patients, finished.images, finished.bytes)
+        if told_at_the_end != (
             summary.patients,
             summary.images,
-        ):
+            summary.bytes,
+        ) or summary.head != chain.digest(chain.last_line(run / chain.FIRST)):
             name = str((run / "summary.json").relative_to(self._root))
             checked.find(Kind.journal, name, "its journal has not the same sums")
         said = summary.patients.model_dump()
@@ -236,9 +263,7 @@ class Journals:
                 name = str(run.relative_to(self._root))
                 checked.find(Kind.journal, name, f"its journals have {told}")
 
-    def _check_event(
-        self, run_id: str, event: Event, states: Counter[str], checked: Checked
-    ) -> None:
+    def _check_event(self, run_id: str, event: Event, states: Counter[str]) -> None:
         if isinstance(event, _PatientEvent):
             states[event.state] += 1
             asked = _key(event.patient_id, event.coverage_id)
@@ -250,38 +275,53 @@ class Journals:
                     (asked, event.state, event.at, run_id),
                 )
         elif isinstance(event, _ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):
-            image = f"{event.directory}/{event.place.stem}"
-            if image not in self._damaged and not self._is_there(run_id, event):
-                self._damaged.add(image)
-                checked.find(Kind.lost, event.path, f"run {run_id} says that it was archived")
-            if image in self._damaged:
+            if event.image in self._damaged:
                 self._note_damage(_key(event.patient_id, event.coverage_id))
+            else:
+                self._compare(run_id, event)
+        elif isinstance(event, _QuarantinedEvent):
+            image = f"{event.directory}/{safe_name(event.image_id)}.v{event.version}"
+            self._quarantined[image] = max(event.at, self._quarantined.get(image, ""))
 
-    def _is_there(self, run_id: str, event: _ImageEvent) -> bool:
-        """Tell whether a sidecar is there; where it is another than was written, remember that."""
+    def _compare(self, run_id: str, event: _ImageEvent) -> None:
+        """Remember a sidecar that is not there, or is another than was written."""
         with on_disk(_KEPT):
             read = self._db.execute(
                 "SELECT digest FROM sidecars WHERE path = ?", (key_of(event.path),)
             ).fetchone()
-        if read is None:
-            # What could not be read is a finding of its own.
-            return os.path.lexists(self._root / event.path)
-        if event.sidecar not in (None, found := read[0].hex()):
-            suspect = self._suspects.setdefault(event.path, _Suspect(found, run_id))
+        if read is None and os.path.lexists(self._root / event.path):
+            return  # what could not be read is a finding of its own
+        found = read[0].hex() if read else None
+        if found is None or event.sidecar not in (None, found):
+            suspect = self._suspects.setdefault(
+                event.path, _Suspect(found, run_id, event.at, event.image)
+            )
+            suspect.at = max(event.at, suspect.at)
             suspect.asked.add(_key(event.patient_id, event.coverage_id))
-        return True
 
     def _check_suspects(self, runs: Sequence[Path], checked: Checked) -> None:
-        """Note which sidecars no run wrote; what was mended later was written by a later one."""
+        """Note which sidecars are not as any run wrote them.
+
+        What was moved to quarantine later, a run has written anew since, or was killed over it:
+        then its first sidecar may be one that no line tells of, and further ones are gone.
+        """
         for path in (path for run in runs for path in sorted(run.glob("journal*.jsonl"))):
-            with suppress(OSError), path.open("rb") as file:
+            with suppress(OSError), chain.opened(path) as file:
                 for event in map(_event, file):
                     if not isinstance(event, _ImageEvent) or event.path not in self._suspects:
                         continue
-                    if self._suspects[event.path].found == event.sidecar:
+                    if event.sidecar and self._suspects[event.path].found == event.sidecar:
                         del self._suspects[event.path]
         for name, suspect in self._suspects.items():
-            checked.find(Kind.rewritten, name, f"it is not what run {suspect.run_id} wrote")
+            is_first = name == f"{suspect.image}.json"
+            was_moved = suspect.at <= self._quarantined.get(suspect.image, "")
+            if was_moved and (suspect.found or not is_first):
+                continue
+            if suspect.found:
+                checked.find(Kind.rewritten, name, f"it is not what run {suspect.run_id} wrote")
+            elif suspect.image not in self._damaged:
+                self._damaged.add(suspect.image)
+                checked.find(Kind.lost, name, f"run {suspect.run_id} says that it was archived")
             for asked in suspect.asked:
                 self._note_damage(asked)
 

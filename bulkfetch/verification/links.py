@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -24,13 +23,6 @@ _STARTED = TypeAdapter(_Started)
 _FINISHED = TypeAdapter(_Finished)
 
 
-class _Named(NamedTuple):
-    """A line that is to be there: in which journal, by its path below the runs, and who says so."""
-
-    journal: str
-    by: str
-
-
 class Links:
     """What the journals of all runs name of each other, and what was found of it.
 
@@ -39,10 +31,12 @@ class Links:
 
     def __init__(self, runs: Path, heads: Collection[str]) -> None:
         self._runs = runs
-        self._named = {head: _Named("", "--head") for head in heads}
-        for run in sorted(runs.glob("*")):
-            for head, named in _named_by(run):
-                self._named.setdefault(head, named)
+        # By journal and digest; a head that was kept elsewhere may be any journal's.
+        self._named = {("", head): "--head" for head in heads}
+        self._ends: dict[str, str] = {}
+        for run in sorted(path for path in runs.glob("*") if chain.RUN_ID.fullmatch(path.name)):
+            for journal, head, by in self._named_by(run):
+                self._named.setdefault((journal, head), by)
 
     def follow(self, path: Path, checked: Checked) -> Iterator[bytes]:
         """Yield a journal's whole lines, and note where one does not follow from the last.
@@ -52,21 +46,29 @@ class Links:
         Raises:
             OSError: the journal cannot be read.
         """
+        journal = str(path.relative_to(self._runs))
         previous = _first(path.with_name(chain.FIRST)) if path.name != chain.FIRST else None
-        is_sound = True
-        with path.open("rb") as file:
+        is_sound, has_ended = True, False
+        with chain.opened(path) as file:
             for number, line in enumerate(file, 1):
-                if is_sound and line.endswith(b"\n") and _previous(line) != previous:
+                is_whole = line.endswith(b"\n")
+                if is_sound and is_whole and (has_ended or _previous(line) != previous):
                     is_sound = False
                     name = f"{self._name(path)}:{number}"
-                    checked.find(Kind.chain, name, "it does not follow from the line before")
-                previous = chain.digest(line)
-                self._named.pop(previous, None)
+                    does = "comes after the end" if has_ended else "does not follow from the last"
+                    checked.find(Kind.chain, name, f"it {does}")
+                if is_whole:
+                    previous = chain.digest(line)
+                    self._named.pop((journal, previous), None)
+                    self._named.pop(("", previous), None)
+                    has_ended = line.startswith(chain.FINISHED) or (
+                        previous == self._ends.get(journal)
+                    )
                 yield line
 
     def missing(self, checked: Checked) -> None:
         """Note what is named and was not found, once all journals were followed."""
-        for head, (journal, by) in self._named.items():
+        for (journal, head), by in self._named.items():
             if not journal:
                 checked.find(Kind.chain, self._name(self._runs), f"no line has the digest {head}")
             elif not (self._runs / journal).exists():
@@ -75,28 +77,29 @@ class Links:
                 what = f"it has no longer the line that {by} names: it was cut or written anew"
                 checked.find(Kind.chain, self._name(self._runs / journal), what)
 
+    def _named_by(self, run: Path) -> Iterator[tuple[str, str, str]]:
+        """Yield what a run names: in which journal, by its path below the runs, a line's digest."""
+        try:
+            with chain.opened(run / chain.FIRST) as file:
+                started = _STARTED.validate_json(file.readline())
+            finished = _FINISHED.validate_json(chain.last_line(run / chain.FIRST))
+        except (OSError, ValidationError):
+            return
+        by = f"run {run.name}"
+        for other, heads in started.heads.items():
+            for journal, head in heads.items():
+                yield f"{other}/{journal}", head, by
+        for journal, head in finished.heads.items():
+            self._ends[f"{run.name}/{journal}"] = head
+            yield f"{run.name}/{journal}", head, by
+
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._runs.parent.parent))
 
 
-def _named_by(run: Path) -> Iterator[tuple[str, _Named]]:
-    try:
-        with (run / chain.FIRST).open("rb") as file:
-            started = _STARTED.validate_json(file.readline())
-        finished = _FINISHED.validate_json(chain.last_line(run / chain.FIRST))
-    except (OSError, ValidationError):
-        return
-    by = f"run {run.name}"
-    for other, heads in started.heads.items():
-        for journal, head in heads.items():
-            yield head, _Named(f"{other}/{journal}", by)
-    for journal, head in finished.heads.items():
-        yield head, _Named(f"{run.name}/{journal}", by)
-
-
 def _first(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        with chain.opened(path) as file:
             return chain.digest(file.readline())
     except OSError:
         return None
