@@ -524,20 +524,3 @@ def test_what_may_not_be_read_is_named(made: Made) -> None:
     assert result.status == 1
     assert f"unreadable: {image.relative_to(made.archive)}" in result.err
     assert f"unreadable: {sidecar.relative_to(made.archive)}" in result.err
-
-
-def test_a_reader_that_goes_away_is_no_fault_of_the_archive(made: Made) -> None:
-    for number in range(3_000):
-        (made.archive / f"stray-{number}").touch()
-    process = start_bulkfetch(["verify", made.archive, "--json"], {})
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr is not None
-    err = process.stderr.read().decode()
-    assert process.wait(120) == 1
-    assert "cannot be used" not in err
-    assert "Traceback" not in err
-    process.stderr.close()
-    assert process.stdin is not None
-    process.stdin.close()

@@ -42,8 +42,6 @@ def named(what: str = "the destination") -> Iterator[None]:
     """Turn the operating system's word into a `DestinationError`."""
     try:
         yield
-    except BrokenPipeError:
-        raise  # whoever read standard output went away, which is no fault of any file
     except OSError as error:
         raise destination_error(error, what) from error
 
