@@ -21,10 +21,11 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from bulkfetch.archive import files
-from bulkfetch.archive.local import PRIVATE, identity_of
+from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import at_work
 from bulkfetch.chain import RUN_ID
-from bulkfetch.errors import ConfigurationError, PathRefusedError
+from bulkfetch.errors import PathRefusedError
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Shard, Summary
 from bulkfetch.snapshot import SNAPSHOT_NAME, InFlight, Rate, Snapshot
@@ -114,8 +115,7 @@ def look(out: str) -> Status:
         PathRefusedError: a link or a file lies where its runs belong.
     """
     with files.named(out):
-        if identity_of(Path(out)) is None:
-            raise ConfigurationError(f"{out} is no archive: it has no {PRIVATE}/archive.json")
+        archive_at(out)
         return _Look(Path(out).resolve()).status()
 
 

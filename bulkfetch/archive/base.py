@@ -18,6 +18,8 @@ from bulkfetch.paths import DEFAULT_TEMPLATE
 from bulkfetch.plan import Held, Level, Place
 
 LAYOUT = 1
+PRIVATE = ".bulkfetch"
+"""Where an archive keeps what is no image, below its root."""
 # A body up to this size waits in memory; the part of a longer one is kept for another try.
 KEPT_OVER_BYTES = 2**20
 

@@ -16,11 +16,10 @@ from itertools import chain, count
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from pydantic import ValidationError
-
 from bulkfetch.archive import files
-from bulkfetch.archive.base import LAYOUT, Holdings, Identity, Stage
+from bulkfetch.archive.base import PRIVATE, Holdings, Identity, Stage
 from bulkfetch.archive.commit import Committer, Job, NewFile
+from bulkfetch.archive.identity import identity_for
 from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.look import look, paths_of
 from bulkfetch.archive.parts import Parts
@@ -34,7 +33,6 @@ from bulkfetch.models import (
 from bulkfetch.paths import parse_template
 from bulkfetch.plan import Level, Place
 
-PRIVATE = ".bulkfetch"
 # A look at a patient's directory that takes longer waited for the disk; as the next ones will.
 _SLOW_LOOK_S = 0.01
 _LOOKS_IN_THREADS = 64
@@ -100,7 +98,7 @@ class LocalArchive:
                 if not root.is_dir():
                     raise DestinationError(f"{out} is a file: name a directory with --out")
                 _refuse_links(root)
-                _read_identity(root, identity)
+                identity_for(root, identity)
                 nearest = root
             else:
                 nearest = next(parent for parent in root.absolute().parents if parent.exists())
@@ -142,7 +140,7 @@ class LocalArchive:
             with files.named(out):
                 files.Room(root).look()
                 with files.descriptor(private) as directory, files.alone(directory):
-                    found = _read_identity(root, identity)
+                    found = identity_for(root, identity)
                     process = _process(run_id, 1) if is_joined else ""
                     writer = Writer(held.owner, process, held.locks)
                     archive = cls(
@@ -172,7 +170,7 @@ class LocalArchive:
         root = Path(out)
         with ExitStack() as stack:
             with files.named(out):
-                found = _read_identity(root, identity)
+                found = identity_for(root, identity)
                 writer = first._replace(process=_process(run_id, number))
                 archive = cls(root.resolve(), run_id, found or identity, writer, durable=durable)
                 archive._parts.load()
@@ -188,7 +186,7 @@ class LocalArchive:
         """
         root = Path(out)
         with files.named(out):
-            found = _read_identity(root, identity)
+            found = identity_for(root, identity)
         return cls(root.absolute(), "", found or identity, None, durable=False)
 
     def process_died(self) -> None:
@@ -302,7 +300,7 @@ class LocalArchive:
             if self.writer is not None:
                 # Another task, or a shard beside this one, may be doing the same.
                 stack.enter_context(files.alone(stack.enter_context(files.descriptor(private))))
-            found = _read_identity(self._root, self._identity) or self._identity
+            found = identity_for(self._root, self._identity) or self._identity
             known = found.organization_id
             if known not in (None, organization_id):
                 raise ArchiveMismatchError(
@@ -373,40 +371,3 @@ def _refuse_links(root: Path) -> None:
         path = root / PRIVATE / name
         if path.is_symlink():
             raise DestinationError(f"{path} is a symbolic link, which is not followed: remove it")
-
-
-def identity_of(root: Path) -> Identity | None:
-    """Return whose archive a directory is, None where it is none.
-
-    Raises:
-        ArchiveMismatchError: another version of bulkfetch wrote it.
-    """
-    path = root / PRIVATE / "archive.json"
-    try:
-        return Identity.model_validate_json(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValidationError:
-        raise ArchiveMismatchError(
-            f"{path} is not one that this version of bulkfetch wrote: name another directory"
-        ) from None
-
-
-def _read_identity(root: Path, wanted: Identity) -> Identity | None:
-    found = identity_of(root)
-    if found is None:
-        return None
-    for what, theirs, ours, advice in (
-        ("layout", found.layout, LAYOUT, "use the version of bulkfetch that made it"),
-        ("API host", found.api_host, wanted.api_host, "correct --environment or --api-url"),
-        (
-            "path template", found.path_template, wanted.path_template,
-            f"give --path-template '{found.path_template}'",
-        ),
-    ):  # fmt: skip
-        if theirs != ours:
-            raise ArchiveMismatchError(
-                f"{root} is an archive with the {what} {theirs}, and this run's is {ours}: "
-                f"{advice}, or name another directory with --out"
-            )
-    return found

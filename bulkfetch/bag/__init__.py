@@ -18,7 +18,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from bulkfetch.archive import files
-from bulkfetch.archive.local import PRIVATE
+from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import hold_still
 from bulkfetch.bag.contents import Contents
 from bulkfetch.bag.directory import in_directory
@@ -33,7 +34,6 @@ from bulkfetch.verification import (
     Report,
     Source,
     Taken,
-    archive_at,
     verify,
 )
 

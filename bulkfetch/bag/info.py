@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bulkfetch._version import __version__
 from bulkfetch.archive import Identity
-from bulkfetch.archive.local import PRIVATE
+from bulkfetch.archive.base import PRIVATE
 from bulkfetch.bag.contents import Contents
 from bulkfetch.logs import plain
 from bulkfetch.progress import size_text

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from bulkfetch import logs
-from bulkfetch.archive.local import PRIVATE
+from bulkfetch.archive.base import PRIVATE
 from bulkfetch.cli import running
 from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from yarl import URL
 
 from bulkfetch.archive import Identity, LocalArchive, files
-from bulkfetch.archive.local import PRIVATE, identity_of
+from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive.identity import identity_of
 from bulkfetch.archive.lock import at_work
 from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
 from bulkfetch.limits import files_needed

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bulkfetch.archive import Identity, files
-from bulkfetch.archive.local import PRIVATE, identity_of
+from bulkfetch.archive import files
+from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import at_work
-from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
 from bulkfetch.verification.findings import (
@@ -43,7 +43,6 @@ __all__ = [
     "Source",
     "Take",
     "Taken",
-    "archive_at",
     "is_at_work",
     "verify",
 ]
@@ -133,18 +132,6 @@ def verify(
         findings=dict(sorted(kinds.items())),
         ok=not kinds,
     )
-
-
-def archive_at(out: str) -> Identity:
-    """Return whose archive a directory is.
-
-    Raises:
-        ConfigurationError: it is none, or one of another version of bulkfetch.
-    """
-    identity = identity_of(Path(out))
-    if identity is None:
-        raise ConfigurationError(f"{out} is no archive: it has no {PRIVATE}/archive.json")
-    return identity
 
 
 def is_at_work(out: str) -> bool:

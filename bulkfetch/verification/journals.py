@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
 
 from bulkfetch import chain
-from bulkfetch.archive.local import PRIVATE
+from bulkfetch.archive.base import PRIVATE
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import on_disk, private_database
 from bulkfetch.models import (

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from bulkfetch.archive import Identity, files
-from bulkfetch.archive.local import PRIVATE
+from bulkfetch.archive.base import PRIVATE
 from bulkfetch.errors import PathRefusedError, ProcessDiedError
 from bulkfetch.paths import parse_template
 from bulkfetch.verification.findings import Checked, Kind, Sample
