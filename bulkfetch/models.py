@@ -174,6 +174,14 @@ class ImageRecord(_FromAPI):
     patient: PatientLink | None = None
 
     @property
+    def links(self) -> tuple[str | None, str | None]:
+        """Whose image it is: a patient's ID, and a coverage's."""
+        return (
+            self.patient.id if self.patient else None,
+            self.coverage.id if self.coverage else None,
+        )
+
+    @property
     def updated(self) -> datetime | None:
         """When the image was last updated; UTC where no zone was sent."""
         return None if self.updated_at is None else moment(self.updated_at)

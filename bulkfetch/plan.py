@@ -38,6 +38,10 @@ _MEDIA_TYPE = re.compile(
 )
 
 
+# What a row tells of its own patient's directories, it tells without a record.
+_NOTHING = ImageRecord(id="-", version=0, status="-")
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where an image lies: a path of directories below the archive, and its files' stem."""
@@ -129,9 +133,8 @@ def place_of(record: ImageRecord, row: ManifestRow, path_template: str = DEFAULT
 
 def levels_of(row: ManifestRow, path_template: str = DEFAULT_TEMPLATE) -> Sequence[Level]:
     """Say where the images of a row's own patient lie, as far as the row tells."""
-    nothing = ImageRecord(id="-", version=0, status="-")
     return [
-        Level(f"{text}{_FIELDS[field](nothing, row)}", is_whole=True)
+        Level(f"{text}{_FIELDS[field](_NOTHING, row)}", is_whole=True)
         if field in ("patient_id", "patient_hash")
         else Level(text, is_whole=field is None)
         for text, field in parse_template(path_template)
@@ -262,7 +265,7 @@ def is_missed(state: Sidecar, row: ManifestRow, settings: Settings) -> bool:
     if isinstance(state, UnlistedSidecar) and state.unlisted is not Unlisted.not_listed:
         return False
     try:
-        patient, coverage = _links(state)
+        patient, coverage = ImageRecord.model_validate(state.record).links
     except ValidationError:
         return False
     if row.patient_id is None:
@@ -283,17 +286,7 @@ def became_of(state: Sidecar, row: ManifestRow, now: ImageRecord | None) -> Unli
         return Unlisted.gone
     if now.deactivated:
         return Unlisted.deactivated
-    patient, coverage = _links(state)
-    links = now.patient.id if now.patient else None, now.coverage.id if now.coverage else None
-    if links != (patient, coverage):
+    if now.links != ImageRecord.model_validate(state.record).links:
         return Unlisted.moved
+    patient, _ = now.links
     return Unlisted.not_listed if patient in (None, row.patient_id) or not row.patient_id else None
-
-
-def _links(state: Sidecar) -> tuple[str | None, str | None]:
-    """Return whose image it was last: a patient's, a coverage's."""
-    record = ImageRecord.model_validate(state.record)
-    return (
-        record.patient.id if record.patient else None,
-        record.coverage.id if record.coverage else None,
-    )

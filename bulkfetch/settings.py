@@ -322,6 +322,11 @@ class Connection(BaseSettings):
         """The auth API in force: credentials never go to another account's by default."""
         return self.auth_url or self.api_url or _HOSTS[self.environment][1]
 
+    @property
+    def storage_hosts(self) -> tuple[str, ...]:
+        """The hosts that signed URLs may name; a leading dot stands for the subdomains."""
+        return GOOGLE_STORAGE_HOSTS
+
     def credentials(self) -> StaticToken | ClientCredentials:
         """The credentials in force, read from their files where files are named.
 
@@ -427,6 +432,11 @@ class Settings(Connection):
         default=False,
         description="do not wait for the disk: faster, but a power cut may cost what was fetched",
     )
+
+    @property
+    def storage_hosts(self) -> tuple[str, ...]:
+        """Those of `Connection`, and those that were named."""
+        return (*GOOGLE_STORAGE_HOSTS, *self.storage_host)
 
 
 class Building(Connection):

@@ -32,7 +32,7 @@ from bulkfetch.errors import (
     TimedOutError,
 )
 from bulkfetch.retry import retry_after_s
-from bulkfetch.settings import GOOGLE_STORAGE_HOSTS, Connection, Settings, is_loopback
+from bulkfetch.settings import Connection, is_loopback
 from bulkfetch.slots import AdaptiveSlots
 
 # A list of some hundred image records is under a megabyte; a body beyond this is no such list.
@@ -169,9 +169,7 @@ class Transport:
     ) -> None:
         self._session = session
         self._clock = clock
-        # What only asks the API is told of no storage.
-        named = settings.storage_host if isinstance(settings, Settings) else ()
-        self._storage_hosts = (*GOOGLE_STORAGE_HOSTS, *named)
+        self._storage_hosts = settings.storage_hosts
         self._allow_loopback = is_loopback(URL(settings.api_base_url).host)
         self._slow_after_s = settings.timeout
         self._proxy_for = cache(proxy_for)

@@ -74,7 +74,8 @@ class Inquiry:
                     place.stem,
                     row.label,
                 )
-            if state is None or not is_missed(state, row, self._settings):
+                continue
+            if not is_missed(state, row, self._settings):
                 continue
             now = await self._ask(state.image_id)
             await self._recognise(now)
@@ -104,11 +105,9 @@ class Inquiry:
 
     async def _is_listed(self, record: ImageRecord, row: ManifestRow) -> bool:
         """Tell whether another question lists an image: its patient's, or its coverage's."""
-        links = {
-            (record.patient.id if record.patient else None, None),
-            (None, record.coverage.id if record.coverage else None),
-        } - {(None, None), row.key}
-        for patient_id, coverage_id in links:
+        patient, coverage = record.links
+        others = {(patient, None), (None, coverage)} - {(None, None), row.key}
+        for patient_id, coverage_id in others:
             other = ManifestRow(line=row.line, patient_id=patient_id, coverage_id=coverage_id)
             if any(found.id == record.id for found in await self._search(other)):
                 return True
@@ -130,11 +129,12 @@ class Inquiry:
     ) -> UnlistedSidecar:
         known = dict(state)
         if now is not None:
+            patient_id, coverage_id = now.links
             known |= {
                 "status": now.status,
                 "deactivated": now.deactivated,
-                "patient_id": now.patient.id if now.patient else None,
-                "coverage_id": now.coverage.id if now.coverage else None,
+                "patient_id": patient_id,
+                "coverage_id": coverage_id,
                 "record": now.for_sidecar(),
             }
         known |= {
