@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from bulkfetch.archive import files
+
 FIRST = "journal.jsonl"
 FINISHED = b'{"event":"run_finished",'
 _BLOCK_BYTES = 2**16
@@ -36,7 +38,7 @@ def opened(path: Path) -> BinaryIO:
     Raises:
         OSError: it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    descriptor = files.open_to_read(path)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -268,6 +269,9 @@ def test_all_images_of_a_coverage_that_go_at_once_are_missed_wherever_they_are(
         for directory in ("../outside", "/etc", "", ".bulkfetch/runs", "a//b", "no-such")
     ]
     (stray / "journal.jsonl").write_text("\n".join([*lines, "rubbish"]).replace(": ", ":"))
+    pipe = stray.with_name("20260101T000001Z-000000") / "journal.jsonl"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
     result = account.night(f"--processes={processes}")
     assert result.summary["unlisted"] == {"gone": len(going)}
     assert account.night().summary["unlisted"] == {}

@@ -124,7 +124,7 @@ def exists(name: str, directory: int) -> bool:
     return True
 
 
-def open_to_read(name: str, directory: int) -> int:
+def open_to_read(name: str | Path, directory: int | None = None) -> int:
     """Return a descriptor of a file to read; a pipe that lies there is empty, not waited for."""
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from bulkfetch import chain
 from bulkfetch.manifest.index import on_disk, private_database
 
 _KEPT = "where images of coverages are"
@@ -72,7 +73,7 @@ class Elsewhere:
 
 def _told(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        with path.open("rb") as file:
+        with chain.opened(path) as file:
             for line in file:
                 if not line.startswith(_IMAGE) or _OF_A_PATIENT in line[:_NEAR_BYTES]:
                     continue

@@ -28,7 +28,7 @@ from bulkfetch.models import (
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place
 from bulkfetch.verification.findings import Checked, Kind, Reconciled, key_of
-from bulkfetch.verification.links import Links
+from bulkfetch.verification.links import Links, begin_of
 
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
@@ -94,6 +94,8 @@ class _OtherEvent(BaseModel):
     event: str
 
 
+# What a run's last line and its summary both tell: the sums, and the line's own digest.
+_End = tuple[PatientSums, ImageSums, int, str]
 Event = _PatientEvent | _ImageEvent | _QuarantinedEvent | _FinishedEvent | _OtherEvent
 _TAGS = {
     "patient": "patient",
@@ -219,18 +221,20 @@ class Journals:
     def _check_run(self, run: Path, checked: Checked) -> None:
         summary = self._summary(run, checked)
         states: Counter[str] = Counter()
-        finished: _FinishedEvent | None = None
+        end: _End | None = None
+        begin = begin_of(run)
         for path in sorted(run.glob("journal*.jsonl")):
+            is_first = path.name == chain.FIRST
             name = str(path.relative_to(self._root))
             try:
-                for line in self._links.follow(path, checked):
+                for line in self._links.follow(path, None if is_first else begin, checked):
                     event = _event(line)
                     # What a killed process was about to write ends in the middle.
-                    may_be_cut = summary is None or path.name != chain.FIRST
+                    may_be_cut = summary is None or not is_first
                     if event is None and (line.endswith(b"\n") or not may_be_cut):
                         checked.find(Kind.journal, name, "a line of it is no event")
                     elif isinstance(event, _FinishedEvent):
-                        finished = event
+                        end = (event.patients, event.images, event.bytes, chain.digest(line))
                     elif event is not None:
                         self._check_event(run.name, event, states)
             except OSError as error:
@@ -238,22 +242,17 @@ class Journals:
         if summary is None:
             self.without_summary += 1
         else:
-            self._check_sums(run, summary, states, finished, checked)
+            self._check_sums(run, summary, states, end, checked)
 
     def _check_sums(
         self,
         run: Path,
         summary: Summary,
         states: Counter[str],
-        finished: _FinishedEvent | None,
+        end: _End | None,
         checked: Checked,
     ) -> None:
-        told_at_the_end = finished and (finished.patients, finished.images, finished.bytes)
-        if told_at_the_end != (
-            summary.patients,
-            summary.images,
-            summary.bytes,
-        ) or summary.head != chain.digest(chain.last_line(run / chain.FIRST)):
+        if end != (summary.patients, summary.images, summary.bytes, summary.head):
             name = str((run / "summary.json").relative_to(self._root))
             checked.find(Kind.journal, name, "its journal has not the same sums")
         said = summary.patients.model_dump()

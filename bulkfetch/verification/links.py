@@ -38,16 +38,17 @@ class Links:
             for journal, head, by in self._named_by(run):
                 self._named.setdefault((journal, head), by)
 
-    def follow(self, path: Path, checked: Checked) -> Iterator[bytes]:
+    def follow(self, path: Path, begin: str | None, checked: Checked) -> Iterator[bytes]:
         """Yield a journal's whole lines, and note where one does not follow from the last.
 
-        A last line without an end is yielded, too: it was cut.
+        `begin` is the digest that its first line follows, None of a run's first journal. A last
+        line without an end is yielded, too: it was cut.
 
         Raises:
             OSError: the journal cannot be read.
         """
         journal = str(path.relative_to(self._runs))
-        previous = _first(path.with_name(chain.FIRST)) if path.name != chain.FIRST else None
+        previous = begin
         is_sound, has_ended = True, False
         with chain.opened(path) as file:
             for number, line in enumerate(file, 1):
@@ -97,9 +98,10 @@ class Links:
         return str(path.relative_to(self._runs.parent.parent))
 
 
-def _first(path: Path) -> str | None:
+def begin_of(run: Path) -> str | None:
+    """Return the digest of a run's first line, which its other journals follow."""
     try:
-        with chain.opened(path) as file:
+        with chain.opened(run / chain.FIRST) as file:
             return chain.digest(file.readline())
     except OSError:
         return None
