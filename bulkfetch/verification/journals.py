@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
-from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from bulkfetch import chain
 from bulkfetch.archive.base import PRIVATE
@@ -25,8 +25,14 @@ from bulkfetch.models import (
     PatientSums,
     Summary,
 )
-from bulkfetch.paths import safe_name
-from bulkfetch.plan import Place
+from bulkfetch.verification.events import (
+    Event,
+    FinishedEvent,
+    ImageEvent,
+    PatientEvent,
+    QuarantinedEvent,
+    event_of,
+)
 from bulkfetch.verification.findings import Checked, Kind, Reconciled, key_of
 from bulkfetch.verification.links import Links, begin_of
 
@@ -35,92 +41,8 @@ _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_u
 _KEPT = "what the journals say"
 
 
-class _PatientEvent(BaseModel):
-    event: Literal["patient"]
-    patient_id: str | None = None
-    coverage_id: str | None = None
-    state: PatientState
-    at: str
-
-
-class _ImageEvent(BaseModel):
-    """An image's end; of one that is `unlisted`, what was noted of it, with no outcome.
-
-    `sidecar` is the digest of the sidecar that was written, of a `revision` if not the first.
-    """
-
-    event: Literal["image", "unlisted"]
-    patient_id: str | None = None
-    coverage_id: str | None = None
-    image_id: str
-    version: int
-    directory: str
-    outcome: ImageOutcome | None = None
-    sidecar: str | None = None
-    revision: int = 1
-    at: str
-
-    @property
-    def place(self) -> Place:
-        return Place(self.directory, f"{safe_name(self.image_id)}.v{self.version}")
-
-    @property
-    def image(self) -> str:
-        """What is the same in the paths of its files."""
-        return f"{self.directory}/{self.place.stem}"
-
-    @property
-    def path(self) -> str:
-        """The sidecar that it vouches for."""
-        return f"{self.directory}/{self.place.sidecar(self.revision)}"
-
-
-class _QuarantinedEvent(BaseModel):
-    event: Literal["quarantined"]
-    image_id: str
-    version: int
-    directory: str
-    at: str
-
-
-class _FinishedEvent(BaseModel):
-    event: Literal["run_finished"]
-    patients: PatientSums
-    images: ImageSums
-    bytes: int
-
-
-class _OtherEvent(BaseModel):
-    event: str
-
-
 # What a run's last line and its summary both tell: the sums, and the line's own digest.
 _End = tuple[PatientSums, ImageSums, int, str]
-Event = _PatientEvent | _ImageEvent | _QuarantinedEvent | _FinishedEvent | _OtherEvent
-_TAGS = {
-    "patient": "patient",
-    "image": "image",
-    "unlisted": "image",
-    "quarantined": "quarantined",
-    "run_finished": "finished",
-}
-
-
-def _kind_of(event: object) -> str:
-    kind = event.get("event") if isinstance(event, dict) else None
-    return _TAGS.get(str(kind), "other")
-
-
-_EVENT: TypeAdapter[Event] = TypeAdapter(
-    Annotated[
-        Annotated[_PatientEvent, Tag("patient")]
-        | Annotated[_ImageEvent, Tag("image")]
-        | Annotated[_QuarantinedEvent, Tag("quarantined")]
-        | Annotated[_FinishedEvent, Tag("finished")]
-        | Annotated[_OtherEvent, Tag("other")],
-        Discriminator(_kind_of),
-    ]
-)
 
 
 @dataclass(slots=True)
@@ -227,13 +149,13 @@ class Journals:
             is_first = path.name == chain.FIRST
             name = str(path.relative_to(self._root))
             try:
-                for line in self._links.follow(path, None if is_first else begin, checked):
-                    event = _event(line)
+                followed = self._links.follow(path, None if is_first else begin, checked)
+                for line, event in followed:
                     # What a killed process was about to write ends in the middle.
                     may_be_cut = summary is None or not is_first
                     if event is None and (line.endswith(b"\n") or not may_be_cut):
                         checked.find(Kind.journal, name, "a line of it is no event")
-                    elif isinstance(event, _FinishedEvent):
+                    elif isinstance(event, FinishedEvent):
                         end = (event.patients, event.images, event.bytes, chain.digest(line))
                     elif event is not None:
                         self._check_event(run.name, event, states)
@@ -263,7 +185,7 @@ class Journals:
                 checked.find(Kind.journal, name, f"its journals have {told}")
 
     def _check_event(self, run_id: str, event: Event, states: Counter[str]) -> None:
-        if isinstance(event, _PatientEvent):
+        if isinstance(event, PatientEvent):
             states[event.state] += 1
             asked = _key(event.patient_id, event.coverage_id)
             with on_disk(_KEPT):
@@ -273,16 +195,16 @@ class Journals:
                     "WHERE excluded.at >= at",
                     (asked, event.state, event.at, run_id),
                 )
-        elif isinstance(event, _ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):
+        elif isinstance(event, ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):
             if event.image in self._damaged:
                 self._note_damage(_key(event.patient_id, event.coverage_id))
             else:
                 self._compare(run_id, event)
-        elif isinstance(event, _QuarantinedEvent):
-            image = f"{event.directory}/{safe_name(event.image_id)}.v{event.version}"
-            self._quarantined[image] = max(event.at, self._quarantined.get(image, ""))
+        elif isinstance(event, QuarantinedEvent):
+            moved = self._quarantined
+            moved[event.image] = max(event.at, moved.get(event.image, ""))
 
-    def _compare(self, run_id: str, event: _ImageEvent) -> None:
+    def _compare(self, run_id: str, event: ImageEvent) -> None:
         """Remember a sidecar that is not there, or is another than was written."""
         with on_disk(_KEPT):
             read = self._db.execute(
@@ -306,8 +228,8 @@ class Journals:
         """
         for path in (path for run in runs for path in sorted(run.glob("journal*.jsonl"))):
             with suppress(OSError), chain.opened(path) as file:
-                for event in map(_event, file):
-                    if not isinstance(event, _ImageEvent) or event.path not in self._suspects:
+                for event in map(event_of, file):
+                    if not isinstance(event, ImageEvent) or event.path not in self._suspects:
                         continue
                     if event.sidecar and self._suspects[event.path].found == event.sidecar:
                         del self._suspects[event.path]
@@ -372,11 +294,3 @@ def reconcile(
 
 def _key(patient_id: str | None, coverage_id: str | None) -> str:
     return json.dumps([patient_id, coverage_id])
-
-
-def _event(line: bytes) -> Event | None:
-    """Return the event of a journal's line, None where it is none."""
-    try:
-        return _EVENT.validate_json(line) if line.endswith(b"\n") else None
-    except ValidationError:
-        return None

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bulkfetch import chain
+from bulkfetch.verification.events import Event, event_of
 from bulkfetch.verification.findings import Checked, Kind
 
 
@@ -38,11 +39,13 @@ class Links:
             for journal, head, by in self._named_by(run):
                 self._named.setdefault((journal, head), by)
 
-    def follow(self, path: Path, begin: str | None, checked: Checked) -> Iterator[bytes]:
-        """Yield a journal's whole lines, and note where one does not follow from the last.
+    def follow(
+        self, path: Path, begin: str | None, checked: Checked
+    ) -> Iterator[tuple[bytes, Event | None]]:
+        """Yield a journal's lines and their events, and note where one does not follow the last.
 
         `begin` is the digest that its first line follows, None of a run's first journal. A last
-        line without an end is yielded, too: it was cut.
+        line without an end is yielded, too: it was cut, and is no event.
 
         Raises:
             OSError: the journal cannot be read.
@@ -52,8 +55,10 @@ class Links:
         is_sound, has_ended = True, False
         with chain.opened(path) as file:
             for number, line in enumerate(file, 1):
+                event = event_of(line)
                 is_whole = line.endswith(b"\n")
-                if is_sound and is_whole and (has_ended or _previous(line) != previous):
+                told = event.previous if event else _previous(line)
+                if is_sound and is_whole and (has_ended or told != previous):
                     is_sound = False
                     name = f"{self._name(path)}:{number}"
                     does = "comes after the end" if has_ended else "does not follow from the last"
@@ -65,7 +70,7 @@ class Links:
                     has_ended = line.startswith(chain.FINISHED) or (
                         previous == self._ends.get(journal)
                     )
-                yield line
+                yield line, event
 
     def missing(self, checked: Checked) -> None:
         """Note what is named and was not found, once all journals were followed."""

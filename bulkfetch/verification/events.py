@@ -1,0 +1,119 @@
+"""The lines of journals, as far as a verification needs them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
+
+from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums
+from bulkfetch.paths import safe_name
+from bulkfetch.plan import Place
+
+
+class _Line(BaseModel):
+    """Whatever it tells, `previous` is the digest of the line before."""
+
+    previous: str | None = None
+
+
+class _OfAnImage(_Line):
+    image_id: str
+    version: int
+    directory: str
+    at: str
+
+    @property
+    def place(self) -> Place:
+        """Where it lies."""
+        return Place(self.directory, f"{safe_name(self.image_id)}.v{self.version}")
+
+    @property
+    def image(self) -> str:
+        """What is the same in the paths of its files."""
+        return f"{self.directory}/{self.place.stem}"
+
+
+class PatientEvent(_Line):
+    """A patient's end."""
+
+    event: Literal["patient"]
+    patient_id: str | None = None
+    coverage_id: str | None = None
+    state: PatientState
+    at: str
+
+
+class ImageEvent(_OfAnImage):
+    """An image's end; of one that is `unlisted`, what was noted of it, with no outcome.
+
+    `sidecar` is the digest of the sidecar that was written, of a `revision` if not the first.
+    """
+
+    event: Literal["image", "unlisted"]
+    patient_id: str | None = None
+    coverage_id: str | None = None
+    outcome: ImageOutcome | None = None
+    sidecar: str | None = None
+    revision: int = 1
+
+    @property
+    def path(self) -> str:
+        """The sidecar that it vouches for."""
+        return f"{self.directory}/{self.place.sidecar(self.revision)}"
+
+
+class QuarantinedEvent(_OfAnImage):
+    """What is held of an image is about to be moved away."""
+
+    event: Literal["quarantined"]
+
+
+class FinishedEvent(_Line):
+    """The end of a run."""
+
+    event: Literal["run_finished"]
+    patients: PatientSums
+    images: ImageSums
+    bytes: int
+
+
+class OtherEvent(_Line):
+    """Whatever else happened."""
+
+    event: str
+
+
+Event = PatientEvent | ImageEvent | QuarantinedEvent | FinishedEvent | OtherEvent
+_TAGS = {
+    "patient": "patient",
+    "image": "image",
+    "unlisted": "image",
+    "quarantined": "quarantined",
+    "run_finished": "finished",
+}
+
+
+def _kind_of(event: object) -> str:
+    kind = event.get("event") if isinstance(event, dict) else None
+    return _TAGS.get(str(kind), "other")
+
+
+_EVENT: TypeAdapter[Event] = TypeAdapter(
+    Annotated[
+        Annotated[PatientEvent, Tag("patient")]
+        | Annotated[ImageEvent, Tag("image")]
+        | Annotated[QuarantinedEvent, Tag("quarantined")]
+        | Annotated[FinishedEvent, Tag("finished")]
+        | Annotated[OtherEvent, Tag("other")],
+        Discriminator(_kind_of),
+    ]
+)
+
+
+def event_of(line: bytes) -> Event | None:
+    """Return the event of a journal's line, None where it is none."""
+    try:
+        return _EVENT.validate_json(line) if line.endswith(b"\n") else None
+    except ValidationError:
+        return None
