@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from bulkfetch._version import __version__
 from bulkfetch.archive import Identity
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.bag.contents import Contents
 from bulkfetch.logs import plain
+from bulkfetch.paths import PRIVATE
 from bulkfetch.progress import size_text
 from bulkfetch.verification import Report
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from bulkfetch import logs
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.cli import running
 from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say
@@ -20,6 +19,7 @@ from bulkfetch.cli.simulate import write_manifest
 from bulkfetch.errors import DestinationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import Summary
+from bulkfetch.paths import PRIVATE
 from bulkfetch.pipeline import Run
 from bulkfetch.progress import ProgressStyle, progress_for
 from bulkfetch.settings import ENV_PREFIX, Settings

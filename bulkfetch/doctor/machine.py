@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from yarl import URL
 
 from bulkfetch.archive import Identity, LocalArchive, files
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.archive.identity import identity_of
 from bulkfetch.archive.lock import at_work
 from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
 from bulkfetch.limits import files_needed
 from bulkfetch.models import Summary
+from bulkfetch.paths import PRIVATE
 from bulkfetch.progress import size_text
 from bulkfetch.settings import Settings
 

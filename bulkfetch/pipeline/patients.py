@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bulkfetch.api import API
-from bulkfetch.archive import LocalArchive
+from bulkfetch.archive import Archive
 from bulkfetch.breaker import Breaker
 from bulkfetch.errors import BulkfetchError, FetchError
 from bulkfetch.fetch import Downloader, without_work
@@ -117,7 +117,7 @@ class Patients:
         self,
         settings: Settings,
         services: Services,
-        archive: LocalArchive,
+        archive: Archive,
         recorder: Recorder,
         *,
         run_id: str,
@@ -150,7 +150,7 @@ class Patients:
             moved=recorder.moved,
             quarantined=recorder.quarantined,
         )
-        self._elsewhere = Elsewhere(archive.runs_directory)
+        self._elsewhere = Elsewhere(archive.tree)
         self._ask_after = Inquiry(
             services.image,
             services.images_of,

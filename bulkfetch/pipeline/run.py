@@ -23,7 +23,7 @@ from yarl import URL
 from bulkfetch import chain
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
-from bulkfetch.archive import Identity, LocalArchive, files
+from bulkfetch.archive import Archive, Identity, LocalArchive, files
 from bulkfetch.errors import (
     BadResponseError,
     BulkfetchError,
@@ -172,7 +172,7 @@ class Run:
                     summary = self._close(archive, time.monotonic() - started)
         return summary
 
-    def _open_archive(self, stack: ExitStack, identity: Identity) -> LocalArchive:
+    def _open_archive(self, stack: ExitStack, identity: Identity) -> Archive:
         settings = self._settings
         if settings.dry_run:
             forecaster = Forecaster(self._tally, self._foreseen)
@@ -188,8 +188,10 @@ class Run:
                 is_joined=self._processes > 1,
             )
         )
-        self._journal = Journal(archive.run_directory / chain.FIRST)
+        self._journal = Journal(archive.growing(chain.FIRST))
         self._recorder = Recorder(self._tally, self._journal)
+        with files.named(archive.tree.name):
+            heads = chain.heads_of_runs(archive.tree, durable=not settings.no_fsync)
         self._recorder.event(
             "run_started",
             run_id=self.run_id,
@@ -197,9 +199,9 @@ class Run:
             operator=settings.operator,
             purpose=settings.purpose,
             shard=settings.shard and str(settings.shard),
-            heads=chain.heads_of_runs(archive.run_directory.parent, durable=not settings.no_fsync),
+            heads=heads,
         )
-        self._failures = FailuresFile(archive.run_directory / "failures.csv", self._facts.columns)
+        self._failures = FailuresFile(archive.growing("failures.csv"), self._facts.columns)
         self._snapshots = SnapshotFile(
             archive,
             self.run_id,
@@ -210,7 +212,7 @@ class Run:
         return archive
 
     def _helpers_for(
-        self, archive: LocalArchive, identity: Identity, shared: int, tokens: Tokens
+        self, archive: Archive, identity: Identity, shared: int, tokens: Tokens
     ) -> list[Helper]:
         if archive.writer is None or self._journal is None:
             return []
@@ -344,7 +346,7 @@ class Run:
 
     def _helper_died(
         self,
-        archive: LocalArchive,
+        archive: Archive,
         begun: Sequence[ManifestRow],
         waiting: Sequence[ManifestRow],
         how: str,
@@ -404,15 +406,15 @@ class Run:
             bulkfetch_version=__version__,
         )
 
-    def _close(self, archive: LocalArchive, seconds: float) -> Summary:
+    def _close(self, archive: Archive, seconds: float) -> Summary:
         """Finish the run's record, and return its sums."""
         summary = self._summary(seconds)
         if self._journal is None or self._failures is None or self._snapshots is None:
             return summary
         # On a full disk this fails too, and the first error is the one to tell.
         with suppress(BulkfetchError) if self.fatal else nullcontext():
-            with files.named(str(archive.run_directory)):
-                heads = chain.heads_of_helpers(archive.run_directory)
+            with files.named(archive.tree.name):
+                heads = chain.heads_of_helpers(archive.tree, self.run_id)
             self._journal.event(
                 "run_finished",
                 exit_code=summary.exit_code,
@@ -424,9 +426,7 @@ class Run:
             self._journal.close(durable=not self._settings.no_fsync)
             summary = summary.model_copy(update={"head": self._journal.head})
             self._failures.close(durable=not self._settings.no_fsync)
-            archive.write_private(
-                f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)
-            )
+            archive.write("summary.json", summary.model_dump_json(indent=2))
             self._snapshots.remove()
         return summary
 

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bulkfetch.archive import files
-from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive import LocalTree, files
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import at_work
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
+from bulkfetch.paths import PRIVATE
 from bulkfetch.verification.findings import (
     ADVICE,
     AGAINST_AN_IMAGE,
@@ -114,7 +114,7 @@ def verify(
             checked.digests.clear()
             sums.add(checked)
 
-        with Journals(root, damaged, heads) as journals:
+        with Journals(LocalTree(root), damaged, heads) as journals:
             check_images(root, identity, sample, processes, told, take=take)
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None

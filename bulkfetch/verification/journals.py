@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
 from bulkfetch import chain
-from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive import Tree
+from bulkfetch.archive.tree import is_there, read
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import on_disk, private_database
 from bulkfetch.models import (
@@ -39,6 +38,7 @@ from bulkfetch.verification.links import Links, begin_of
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
 _KEPT = "what the journals say"
+_LONGEST_SUMMARY = 2**20
 
 
 # What a run's last line and its summary both tell: the sums, and the line's own digest.
@@ -75,15 +75,14 @@ class Journals:
         without_summary: how many of them were killed, or are at work.
     """
 
-    def __init__(self, root: Path, damaged: set[str], heads: Collection[str] = ()) -> None:
+    def __init__(self, tree: Tree, damaged: set[str], heads: Collection[str] = ()) -> None:
         """`damaged` are the images that findings speak of: paths without their endings.
 
         `heads` are digests of journals' lines that somebody kept elsewhere.
         """
-        self._root = root
-        self._runs = root / PRIVATE / "runs"
+        self._tree = tree
         self._damaged = damaged
-        self._links = Links(self._runs, heads)
+        self._links = Links(tree, heads)
         self._suspects: dict[str, _Suspect] = {}
         self._quarantined: dict[str, str] = {}
         self.runs = 0
@@ -111,7 +110,7 @@ class Journals:
 
     def check(self, told: Callable[[Checked], None]) -> None:
         """Tell what was archived and is not there, and what is wrong with the journals."""
-        runs = sorted(path for path in self._runs.glob("*") if path.is_dir())
+        runs = chain.runs_of(self._tree)
         for run in runs:
             self.runs += 1
             checked = Checked()
@@ -140,48 +139,55 @@ class Journals:
             )
             return found.fetchone() is not None
 
-    def _check_run(self, run: Path, checked: Checked) -> None:
+    def _check_run(self, run: str, checked: Checked) -> None:
         summary = self._summary(run, checked)
         states: Counter[str] = Counter()
         end: _End | None = None
-        begin = begin_of(run)
-        for path in sorted(run.glob("journal*.jsonl")):
-            is_first = path.name == chain.FIRST
-            name = str(path.relative_to(self._root))
+        begin = begin_of(self._tree, run)
+        for path in self._journals(run, checked):
+            is_first = path.endswith(f"/{chain.FIRST}")
             try:
                 followed = self._links.follow(path, None if is_first else begin, checked)
                 for line, event in followed:
                     # What a killed process was about to write ends in the middle.
                     may_be_cut = summary is None or not is_first
                     if event is None and (line.endswith(b"\n") or not may_be_cut):
-                        checked.find(Kind.journal, name, "a line of it is no event")
+                        checked.find(Kind.journal, path, "a line of it is no event")
                     elif isinstance(event, FinishedEvent):
                         end = (event.patients, event.images, event.bytes, chain.digest(line))
                     elif event is not None:
-                        self._check_event(run.name, event, states)
+                        self._check_event(run, event, states)
             except OSError as error:
-                checked.find(Kind.unreadable, name, error.strerror or "it cannot be read")
+                checked.find(Kind.unreadable, path, error.strerror or "it cannot be read")
         if summary is None:
             self.without_summary += 1
         else:
             self._check_sums(run, summary, states, end, checked)
 
+    def _journals(self, run: str, checked: Checked) -> list[str]:
+        try:
+            return chain.journals_of(self._tree, run)
+        except OSError as error:
+            reason = error.strerror or "it cannot be read"
+            checked.find(Kind.unreadable, f"{chain.RUNS}/{run}", reason)
+            return []
+
     def _check_sums(
         self,
-        run: Path,
+        run: str,
         summary: Summary,
         states: Counter[str],
         end: _End | None,
         checked: Checked,
     ) -> None:
         if end != (summary.patients, summary.images, summary.bytes, summary.head):
-            name = str((run / "summary.json").relative_to(self._root))
+            name = f"{chain.RUNS}/{run}/summary.json"
             checked.find(Kind.journal, name, "its journal has not the same sums")
         said = summary.patients.model_dump()
         for state in (PatientState.complete, PatientState.empty, PatientState.failed):
             if states[state] < said[state]:
                 told = f"{states[state]} of the {said[state]} {state} patients of the summary"
-                name = str(run.relative_to(self._root))
+                name = f"{chain.RUNS}/{run}"
                 checked.find(Kind.journal, name, f"its journals have {told}")
 
     def _check_event(self, run_id: str, event: Event, states: Counter[str]) -> None:
@@ -210,7 +216,7 @@ class Journals:
             read = self._db.execute(
                 "SELECT digest FROM sidecars WHERE path = ?", (key_of(event.path),)
             ).fetchone()
-        if read is None and os.path.lexists(self._root / event.path):
+        if read is None and is_there(self._tree, event.path):
             return  # what could not be read is a finding of its own
         found = read[0].hex() if read else None
         if found is None or event.sidecar not in (None, found):
@@ -220,14 +226,14 @@ class Journals:
             suspect.at = max(event.at, suspect.at)
             suspect.asked.add(_key(event.patient_id, event.coverage_id))
 
-    def _check_suspects(self, runs: Sequence[Path], checked: Checked) -> None:
+    def _check_suspects(self, runs: Sequence[str], checked: Checked) -> None:
         """Note which sidecars are not as any run wrote them.
 
         What was moved to quarantine later, a run has written anew since, or was killed over it:
         then its first sidecar may be one that no line tells of, and further ones are gone.
         """
-        for path in (path for run in runs for path in sorted(run.glob("journal*.jsonl"))):
-            with suppress(OSError), chain.opened(path) as file:
+        for path in (path for run in runs for path in self._journals(run, Checked())):
+            with suppress(OSError), self._tree.open(path) as file:
                 for event in map(event_of, file):
                     if not isinstance(event, ImageEvent) or event.path not in self._suspects:
                         continue
@@ -250,15 +256,14 @@ class Journals:
         with on_disk(_KEPT):
             self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
 
-    def _summary(self, run: Path, checked: Checked) -> Summary | None:
-        path = run / "summary.json"
+    def _summary(self, run: str, checked: Checked) -> Summary | None:
+        path = f"{chain.RUNS}/{run}/summary.json"
         try:
-            return Summary.model_validate_json(path.read_bytes())
+            return Summary.model_validate_json(read(self._tree, path, _LONGEST_SUMMARY))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError):
-            name = str(path.relative_to(self._root))
-            checked.find(Kind.journal, name, "it is no summary, or not a whole one")
+            checked.find(Kind.journal, path, "it is no summary, or not a whole one")
             return None
 
 
