@@ -10,6 +10,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import count, islice
@@ -108,7 +109,6 @@ def look(out: str) -> Status:
     Raises:
         ConfigurationError: there is no archive.
         DestinationError: it cannot be read at all.
-        PathRefusedError: a link or a file lies where its runs belong.
     """
     with files.named(out):
         archive_at(out)
@@ -265,7 +265,7 @@ def _counted(tree: Tree, run_id: str) -> Snapshot | None:
     first = last = None
     journals = journals_of(tree, run_id)
     for path in journals:
-        with tree.open(path) as file:
+        with suppress(OSError), tree.open(path) as file:
             for line in file:
                 if at := _count(line, tally):
                     first, last = min(first or at, at), max(last or at, at)
