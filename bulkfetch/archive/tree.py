@@ -78,8 +78,11 @@ class LocalTree:
             descriptor = files.open_to_read(name, directory)
         finally:
             os.close(directory)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
             os.close(descriptor)
+            if stat.S_ISDIR(mode):
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
             raise OSError(errno.EINVAL, "it is no file")
         return os.fdopen(descriptor, "rb")
 
