@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -14,6 +13,7 @@ from pydantic_settings import BaseSettings
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.settings.fields import Connection
 from bulkfetch.settings.sources import ENV_PREFIX, every_key
+from bulkfetch.words import did_you_mean
 
 # What pydantic says of these is for programmers.
 _PLAINLY = {
@@ -59,14 +59,12 @@ def unknown_variables() -> list[str]:
     They are no error: other programs name variables for a service called bulkfetch.
     """
     known = {f"{ENV_PREFIX}{key.upper()}" for key in every_key(Connection)}
-    unknown = sorted(name for name in os.environ if name.startswith(ENV_PREFIX))
-    said = []
-    for name in unknown:
-        if name not in known:
-            meant = difflib.get_close_matches(name, known, 1)
-            hint = f"; is {meant[0]} meant?" if meant else ""
-            said.append(f"{name} in the environment is no option{hint}")
-    return said
+    set_here = sorted(name for name in os.environ if name.startswith(ENV_PREFIX))
+    return [
+        f"{name} in the environment is no option{did_you_mean(known, name)}"
+        for name in set_here
+        if name not in known
+    ]
 
 
 def _explain(

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_settings import BaseSettings
 
 from bulkfetch.errors import ConfigurationError
+from bulkfetch.words import did_you_mean
 
 ENV_PREFIX = "BULKFETCH_"
 _SECRETS = ("token", "client_secret")
@@ -39,6 +40,7 @@ def read_toml(path: Path, known: Set[str]) -> dict[str, Any]:
     if unknown := sorted(set(values) - known):
         raise ConfigurationError(
             f"the configuration file {path} has keys that are no options: {', '.join(unknown)}"
+            f"{did_you_mean(known, *unknown)}"
         )
     return values
 
