@@ -29,6 +29,7 @@ from bulkfetch.errors import PathRefusedError
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Shard, Summary
 from bulkfetch.snapshot import SNAPSHOT_NAME, InFlight, Rate, Snapshot
+from bulkfetch.words import counted
 
 # A run that writes every second, and was not heard of for so long, is stopped, or its disk is.
 SILENT_AFTER_S = 10.0
@@ -194,7 +195,7 @@ class _Look:
         strays = sorted(name for name in names if not RUN_ID.fullmatch(name))
         if strays:
             self._problems.append(
-                f"{PRIVATE}/runs: {len(strays)} names there are no run's, such as {strays[0]}"
+                f"{PRIVATE}/runs: no run's: {counted(len(strays), 'name')}, such as {strays[0]}"
             )
         ids = {*names, *working} - {*strays}
         for run_id in sorted(ids, key=lambda run_id: (run_id in working, run_id), reverse=True):

@@ -22,6 +22,6 @@ def did_you_mean(names: Iterable[str], *words: str) -> str:
 
 
 def _plural(thing: str) -> str:
-    if thing.endswith("y"):
+    if thing.endswith("y") and thing[-2] not in "aeiou":
         return f"{thing[:-1]}ies"
     return f"{thing}es" if thing.endswith("s") else f"{thing}s"

@@ -41,6 +41,7 @@ from bulkfetch.retry import Budget
 from bulkfetch.settings import Settings
 from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import connect
+from bulkfetch.words import counted
 
 _ROWS_AT_ONCE = 256
 _SHOW_EVERY_S = 0.1
@@ -293,7 +294,7 @@ class Run:
                 return process.outage
         limit = sum(process.query_limit for process in processes)
         if limit < self._settings.query_concurrency:
-            return f"throttled to {limit} queries at once"
+            return f"throttled to {counted(limit, 'query')} at once"
         return None
 
     def _ended(self, row: ManifestRow, failure: Failure | None) -> None:
@@ -320,7 +321,9 @@ class Run:
         archive.process_died()
         if self._stopping:
             return
-        log.error("a process of this run died (%s) with %d patients in hand", how, len(begun))
+        log.error(
+            "a process of this run died (%s) with %s in hand", how, counted(len(begun), "patient")
+        )
         self._returned += waiting
         for row in begun:
             error = ProcessDiedError(f"the process that had it in hand died ({how})")
