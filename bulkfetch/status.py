@@ -26,6 +26,7 @@ from bulkfetch.chain import RUN_ID, RUNS, journals_of
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Shard, Summary
 from bulkfetch.snapshot import SNAPSHOT_NAME, InFlight, Rate, Snapshot
+from bulkfetch.words import counted
 
 # A run that writes every second, and was not heard of for so long, is stopped, or its disk is.
 SILENT_AFTER_S = 10.0
@@ -188,7 +189,7 @@ class _Look:
         strays = sorted(name for name in names if not RUN_ID.fullmatch(name))
         if strays:
             self._problems.append(
-                f"{RUNS}: {len(strays)} names there are no run's, such as {strays[0]}"
+                f"{RUNS}: no run's: {counted(len(strays), 'name')}, such as {strays[0]}"
             )
         ids = {*names, *working} - {*strays}
         for run_id in sorted(ids, key=lambda run_id: (run_id in working, run_id), reverse=True):

@@ -21,6 +21,7 @@ from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.models import ManifestRow, label
 from bulkfetch.progress import size_text
 from bulkfetch.verification import ADVICE, Finding, LastWord, Report, is_at_work, verify
+from bulkfetch.words import counted
 
 
 def run(argv: Sequence[str]) -> int:
@@ -100,7 +101,8 @@ def run(argv: Sequence[str]) -> int:
 def _show(report: Report) -> None:
     rate = size_text(report.bytes / report.seconds) if report.seconds else "0 B"
     say(
-        f"{report.sidecars:,} sidecars, {report.files:,} files, {report.hashed:,} of them hashed "
+        f"{counted(report.sidecars, 'sidecar')}, {counted(report.files, 'file')}, "
+        f"{report.hashed:,} of them hashed "
         f"({size_text(report.bytes)}, {rate}/s); runs: {report.runs:,}, "
         f"of them without a summary, since killed or at work: {report.runs_without_summary:,}"
     )
