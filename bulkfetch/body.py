@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 
-import filetype
 import google_crc32c
 from multidict import MultiMapping
 
@@ -23,23 +21,10 @@ from bulkfetch.models import Source
 from bulkfetch.transport import Answer
 from bulkfetch.words import counted
 
-# What the names of archived files may end in; every other kind of bytes is a `bin`.
-EXTENSIONS = {
-    "image/jpeg": "jpg",
-    "image/png": "png",
-    "image/gif": "gif",
-    "image/tiff": "tif",
-    "image/webp": "webp",
-    "image/heic": "heic",
-    "image/bmp": "bmp",
-    "application/pdf": "pdf",
-}
-UNKNOWN_TYPE = "application/octet-stream"
 # The longest signature that `filetype` looks for lies within these.
 HEAD_BYTES = 8192
 _DECODED_AT_ONCE_BYTES = 2**20
 _DIGITS = 18  # no size has more, and `int` refuses what has thousands
-_PAGE_BEGINS = (b"<!doctype html", b"<html", b"<?xml", b"<error")
 
 
 class Body:
@@ -129,36 +114,6 @@ class Body:
             raise TooLargeError(
                 f"the file is larger than --max-file-size ({counted(self._limit, 'byte')})"
             )
-
-
-def media_type_of(head: bytes, declared: str | None) -> str:
-    """Say what bytes are, by their first ones.
-
-    Raises:
-        BadBodyError: they are a page (a login form, an XML error) and were not declared as one.
-    """
-    found: str | None = filetype.guess_mime(head)
-    if found is not None:
-        return found
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:16].lower()
-    if start.startswith(_PAGE_BEGINS) and not any(
-        word in (declared or "").lower() for word in ("xml", "html")
-    ):
-        raise BadBodyError("the body is an HTML or XML page, not an image")
-    return UNKNOWN_TYPE
-
-
-def is_declared(media_type: str, declared: str | None) -> bool:
-    """Tell whether bytes are what they were said to be, as far as anything was said.
-
-    People write `image/jpg`, `JPEG` or `.pdf`, and mean what everybody thinks they do.
-    """
-    if not declared:
-        return True
-    words = {word for word in re.split(r"[^a-z0-9]+", declared.lower()) if word}
-    names = {media_type.rpartition("/")[2], EXTENSIONS.get(media_type, "bin")}
-    aliases = {"jpg": "pjpeg", "tif": "tiff", "heic": "heif", "bmp": "ms"}
-    return bool(words & (names | {aliases[name] for name in names if name in aliases}))
 
 
 def mark_of(headers: MultiMapping[str], longer_than_bytes: int = 0) -> Mark | None:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from bulkfetch._version import __version__
 from bulkfetch.api import API
 from bulkfetch.archive import KEPT_OVER_BYTES, Archive, Stage
-from bulkfetch.body import EXTENSIONS, Body, continues, is_declared, mark_of, media_type_of
+from bulkfetch.body import Body, continues, mark_of
 from bulkfetch.errors import (
     BadBodyError,
     FetchError,
@@ -22,6 +22,7 @@ from bulkfetch.errors import (
     TakenError,
     TypeMismatchError,
 )
+from bulkfetch.media import EXTENSIONS, is_declared, media_type_of
 from bulkfetch.models import (
     UPLOADED,
     FileInfo,

@@ -127,11 +127,10 @@ class Appender:
         """
         async with self._turn:
             self._take()
-            if self._unwritten:
-                with named(self._file.name):
-                    # To its end, so that `close` does not overtake it.
-                    writing = asyncio.to_thread(self._write, durable=durable)
-                    await to_its_end(asyncio.ensure_future(writing))
+            with named(self._file.name):
+                # To its end, so that `close` does not overtake it.
+                writing = asyncio.to_thread(self._write, durable=durable)
+                await to_its_end(asyncio.ensure_future(writing))
 
     def close(self, *, durable: bool) -> None:
         """Write what is pending, and with `durable` wait for the disk.
@@ -151,10 +150,12 @@ class Appender:
         self._pending_size = 0
 
     def _write(self, *, durable: bool) -> None:
-        while self._unwritten:
+        while True:
             # What could not be written is still there for the next time.
             written = self._file.append(self._unwritten, durable=durable)
             self._unwritten = self._unwritten[written:]
+            if not self._unwritten:
+                return
 
 
 class Journal(Appender):

@@ -38,6 +38,8 @@ _MEDIA_TYPE = re.compile(
 )
 
 
+# What follows the stem in a file's name: what keeps it from another, if need be; the ending.
+_OWN = re.compile(r"([0-9a-f]{6}-[0-9]+\.)?[a-z]+")
 # What a row tells of its own patient's directories, it tells without a record.
 _NOTHING = ImageRecord(id="-", version=0, status="-")
 
@@ -53,9 +55,14 @@ class Place:
         """The sidecar's name; revision 1 is the first."""
         return f"{self.stem}.json" if revision == 1 else f"{self.stem}.r{revision}.json"
 
-    def file(self, extension: str) -> str:
-        """The image's name."""
-        return f"{self.stem}.{extension}"
+    def file(self, extension: str, apart: str = "") -> str:
+        """The image's name; `apart` keeps it from another that may lie there."""
+        return ".".join(filter(None, (self.stem, apart, extension)))
+
+    def owns(self, name: str) -> bool:
+        """Tell whether a file's name is one that this image may have."""
+        rest = name.removeprefix(f"{self.stem}.")
+        return rest != name and _OWN.fullmatch(rest) is not None
 
 
 class Level(NamedTuple):

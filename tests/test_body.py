@@ -16,17 +16,9 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from bulkfetch.archive import Kept, Mark
-from bulkfetch.body import (
-    EXTENSIONS,
-    HEAD_BYTES,
-    UNKNOWN_TYPE,
-    Body,
-    continues,
-    is_declared,
-    mark_of,
-    media_type_of,
-)
+from bulkfetch.body import HEAD_BYTES, Body, continues, mark_of
 from bulkfetch.errors import BadBodyError, TooLargeError
+from bulkfetch.media import EXTENSIONS, UNKNOWN_TYPE, is_declared, media_type_of
 from bulkfetch.transport import Answer
 
 MIB = 2**20

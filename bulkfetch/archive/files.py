@@ -229,6 +229,8 @@ class GrowingFile:
 
     def append(self, data: bytes, *, durable: bool) -> int:
         """See `Growing.append`."""
+        if not data and not durable:
+            return 0
         flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT if data else 0)
         try:
             descriptor = os.open(self._path, flags, FILE_MODE)

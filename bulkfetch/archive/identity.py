@@ -1,56 +1,97 @@
-"""Whose archive a directory is, as its `archive.json` says."""
+"""Whose archive it is, as its `archive.json` says."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import errno
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bulkfetch.archive.base import LAYOUT, Identity
+from bulkfetch.archive.tree import Tree, read
 from bulkfetch.errors import ArchiveMismatchError, ConfigurationError
-from bulkfetch.paths import PRIVATE
+from bulkfetch.logs import plain
+from bulkfetch.paths import PRIVATE, parse_template
+
+IDENTITY_PATH = f"{PRIVATE}/archive.json"
+_LONGEST_BYTES = 2**16
+# A link, a pipe or a directory lies in its place.
+_NO_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 
 
-def identity_of(root: Path) -> Identity | None:
-    """Return whose archive a directory is, None where it is none.
+class _Layout(BaseModel):
+    # What else stands there in another layout is not known here.
+    layout: int
+
+
+def identity_of(tree: Tree) -> Identity | None:
+    """Return whose archive it is, None where there is none.
 
     Raises:
-        ArchiveMismatchError: another version of bulkfetch wrote it.
+        ArchiveMismatchError: its layout is another, or what it says cannot be.
+        OSError: it cannot be read.
     """
-    path = root / PRIVATE / "archive.json"
     try:
-        return Identity.model_validate_json(path.read_bytes())
+        text = read(tree, IDENTITY_PATH, _LONGEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValidationError:
-        raise ArchiveMismatchError(
-            f"{path} is not one that this version of bulkfetch wrote: name another directory"
-        ) from None
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        raise _damaged(tree, "no regular file") from None
+    return parsed(tree, text)
 
 
-def archive_at(out: str) -> Identity:
-    """Return whose archive a directory is.
+def parsed(tree: Tree, text: bytes) -> Identity:
+    """Return what an `archive.json` says.
 
     Raises:
-        ConfigurationError: it is none, or one of another version of bulkfetch.
+        ArchiveMismatchError: its layout is another, or what it says cannot be.
     """
-    identity = identity_of(Path(out))
-    if identity is None:
-        raise ConfigurationError(f"{out} is no archive: it has no {PRIVATE}/archive.json")
+    try:
+        layout = _Layout.model_validate_json(text).layout
+        if layout != LAYOUT:
+            raise ArchiveMismatchError(
+                f"{tree.name} is an archive with layout {layout}, and this version of bulkfetch "
+                f"knows {LAYOUT}: use the version that made it, or name another directory"
+            )
+        identity = Identity.model_validate_json(text)
+    except ValidationError:
+        raise _damaged(tree, "torn or changed") from None
+    try:
+        parse_template(identity.path_template)
+    except ValueError as error:
+        raise _damaged(tree, f"changed: its path_template {error}") from None
     return identity
 
 
-def identity_for(root: Path, wanted: Identity) -> Identity | None:
-    """Return the same, for a run that wants to write there.
+def archive_at(tree: Tree) -> Identity:
+    """Return whose archive it is.
 
     Raises:
-        ArchiveMismatchError: it is an archive of another account, template or layout.
+        ConfigurationError: there is none, or it is not as this version of bulkfetch makes them.
+        OSError: it cannot be read.
     """
-    found = identity_of(root)
+    identity = identity_of(tree)
+    if identity is None:
+        raise ConfigurationError(
+            f"{tree.name} is no archive: there is no {tree.name}/{IDENTITY_PATH}; name the "
+            "directory that download had as --out"
+        )
+    return identity
+
+
+def identity_for(tree: Tree, wanted: Identity) -> Identity | None:
+    """Return the same, for a run that wants to write there; None where there is no archive yet.
+
+    Raises:
+        ArchiveMismatchError: it is an archive of another account or template, or as for
+            `identity_of`.
+        OSError: it cannot be read.
+    """
+    found = identity_of(tree)
     if found is None:
         return None
     for what, theirs, ours, advice in (
-        ("layout", found.layout, LAYOUT, "use the version of bulkfetch that made it"),
         ("API host", found.api_host, wanted.api_host, "correct --environment or --api-url"),
         (
             "path template", found.path_template, wanted.path_template,
@@ -59,7 +100,30 @@ def identity_for(root: Path, wanted: Identity) -> Identity | None:
     ):  # fmt: skip
         if theirs != ours:
             raise ArchiveMismatchError(
-                f"{root} is an archive with the {what} {theirs}, and this run's is {ours}: "
-                f"{advice}, or name another directory with --out"
+                f"{tree.name} is an archive with the {what} {plain(theirs)}, and this run's is "
+                f"{ours}: {advice}, or name another directory with --out"
             )
     return found
+
+
+def claimed(tree: Tree, identity: Identity, organization_id: str) -> Identity:
+    """Return an identity that names its organization.
+
+    Raises:
+        ArchiveMismatchError: it names another one already.
+    """
+    known = identity.organization_id
+    if known not in (None, organization_id):
+        raise ArchiveMismatchError(
+            f"{tree.name} is the archive of organization {known}, and these credentials are of "
+            f"organization {organization_id}: name another directory with --out"
+        )
+    return identity.model_copy(update={"organization_id": organization_id})
+
+
+def _damaged(tree: Tree, how: str) -> ArchiveMismatchError:
+    return ArchiveMismatchError(
+        f"{tree.name}/{IDENTITY_PATH} is {how}: restore it from a copy; or move it away, and "
+        "download with this archive's own account and --path-template writes it anew; or name "
+        "another directory"
+    )

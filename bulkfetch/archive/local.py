@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from bulkfetch.archive.base import Holdings, Identity, Stage, Writer
 from bulkfetch.archive.commit import Committer, Job, NewFile
 from bulkfetch.archive.identity import identity_for
 from bulkfetch.archive.lock import WHOLE, Hold, hold
-from bulkfetch.archive.look import look, paths_of
+from bulkfetch.archive.look import local_branches, local_folder, look, names_of, paths_of
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.archive.tree import LocalTree, Tree
@@ -221,13 +221,20 @@ class LocalArchive:
         A look at what the system has in memory takes less than the way to a thread; so it is tried
         without one, and the disk is not waited for twice in a row.
         """
-        beside = [*(paths_of(self._root, own) if own else ()), *elsewhere]
+        branches = partial(local_branches, self._root)
+        beside = [*(paths_of(branches, own) if own else ()), *elsewhere]
         directories = dict.fromkeys([*(place.directory for place in places), *beside])
         if not any(map(self._has_directory, directories)):
             return Holdings([None] * len(places))
 
         def look_now() -> Holdings:
-            return look(self._root, places, directories, rehash=rehash, with_others=own is not None)
+            return look(
+                partial(local_folder, self._root),
+                places,
+                directories,
+                rehash=rehash,
+                with_others=own is not None,
+            )
 
         if rehash or self._slow_looks:
             self._slow_looks = max(0, self._slow_looks - 1)
@@ -330,17 +337,16 @@ class LocalArchive:
 
     def _quarantine(self, place: Place) -> None:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
-        ours = re.compile(re.escape(place.stem) + r"(\.r[0-9]+\.json|\.[a-z]+)")
         with self._turn_in(place.directory) as directory, files.descriptor(self._root) as root:
-            (held,) = look(self._root, [place], [place.directory], rehash=True).held
+            folder_at = partial(local_folder, self._root)
+            (held,) = look(folder_at, [place], [place.directory], rehash=True).held
             if held is None or held.damage is None:
                 raise TakenError("another row or shard mended the image meanwhile")
             target = files.open_directory(there, root, make=True)
             try:
                 # The sidecars first: a file without one is not yet archived, and does no harm.
-                names = os.listdir(directory)  # noqa: PTH208  of a descriptor
-                found = sorted(names, key=lambda name: not name.endswith(".json"))
-                for name in filter(ours.fullmatch, found):
+                # A file without a sidecar is not yet archived, and does no harm.
+                for name in names_of(place, os.listdir(directory)):  # noqa: PTH208  of a descriptor
                     # What was damaged twice in one run is kept twice.
                     again = (f"{name}~{number}" for number in count(2))
                     free = next(n for n in chain([name], again) if not files.exists(n, target))

@@ -1,4 +1,4 @@
-"""What an archive in a directory of this machine holds: looked at, and never written."""
+"""What directories of an archive hold: looked at, and never written."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -24,15 +25,65 @@ from bulkfetch.plan import Held, Level, Place
 from bulkfetch.words import counted
 
 _SIDECAR = re.compile(r"(?P<image>.+)\.v(?P<version>[0-9]+)(?:\.r[0-9]+)?\.json", re.DOTALL)
-_ENDING = re.compile("[a-z]+")
 # A template may have directories above the patient's that a row does not tell; so many are tried.
 _BRANCHES_AT_MOST = 1_000
 
 log = logging.getLogger(__name__)
 
 
+class Folder(Protocol):
+    """A directory of images to look into; every method raises `OSError` where it cannot be read."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """What lies in it."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file's bytes."""
+
+    def size(self, name: str) -> int | None:
+        """Return a file's size; None where something else lies there."""
+
+    def sha256(self, name: str) -> str:
+        """Return the digest of a file's bytes, in hex."""
+
+
+class LocalFolder:
+    """A directory by its descriptor; see `Folder`."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+        self.names = frozenset(os.listdir(directory))
+
+    def read(self, name: str) -> bytes:
+        """See `Folder.read`."""
+        return files.read(name, self._directory)
+
+    def size(self, name: str) -> int | None:
+        """See `Folder.size`."""
+        found = os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def sha256(self, name: str) -> str:
+        """See `Folder.sha256`."""
+        opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=self._directory)
+        with os.fdopen(opened, "rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextmanager
+def local_folder(root: Path, path: str) -> Iterator[LocalFolder]:
+    """Open a directory below an archive's root.
+
+    Raises:
+        OSError, PathRefusedError: it cannot be looked into.
+    """
+    with files.descriptor(root) as above, files.subdirectory(path, above) as directory:
+        yield LocalFolder(directory)
+
+
 def look(
-    root: Path,
+    folder_at: Callable[[str], AbstractContextManager[Folder]],
     places: Sequence[Place],
     directories: Collection[str],
     *,
@@ -40,6 +91,8 @@ def look(
     with_others: bool = False,
 ) -> Holdings:
     """Return what directories hold of some places, and of other images if that is wanted.
+
+    `folder_at` opens a directory, and raises `FileNotFoundError` where there is none.
 
     Raises:
         OSError, PathRefusedError: a directory cannot be looked into.
@@ -50,23 +103,18 @@ def look(
     newest: dict[str, int] = {}
     listed = {_image_of(place) for place in places}
     for path in directories:
-        with (
-            suppress(FileNotFoundError),
-            files.descriptor(root) as above,
-            files.subdirectory(path, above) as directory,
-        ):
-            names = frozenset(os.listdir(directory))  # noqa: PTH208  of a descriptor
+        with suppress(FileNotFoundError), folder_at(path) as folder:
             for place in places:
-                if place.directory == path and place.sidecar(1) in names:
-                    found[place] = _held(place, directory, names, rehash=rehash)
+                if place.directory == path and place.sidecar(1) in folder.names:
+                    found[place] = _held(place, folder, rehash=rehash)
             if not with_others:
                 continue
-            latest = _latest(names)
+            latest = _latest(folder.names)
             for image, version in latest.items():
                 if image not in listed and version >= newest.get(image, 0):
                     newest[image] = version
                     place = Place(path, f"{image}.v{version}")
-                    others[place] = _held(place, directory, names, rehash=False)
+                    others[place] = _held(place, folder, rehash=False)
             superseded += (
                 place
                 for place in places
@@ -77,36 +125,52 @@ def look(
     return Holdings([found.get(place) for place in places], others, superseded)
 
 
-def paths_of(root: Path, levels: Sequence[Level], above: str = "") -> Iterator[str]:
-    """Yield the directories that levels stand for, whether or not the last of them is there."""
+def _held(place: Place, folder: Folder, *, rehash: bool) -> Held:
+    revision = 1
+    while place.sidecar(revision + 1) in folder.names:
+        revision += 1
+    try:
+        state = parse_sidecar(folder.read(place.sidecar(revision)))
+    except (ValueError, OSError, RecursionError):
+        return Held(None, revision, "its sidecar cannot be read")
+    damage = _damage(place, state.file, folder, rehash=rehash) if state.file else None
+    return Held(state, revision, damage)
+
+
+def paths_of(
+    branches: Callable[[str], Iterable[str]], levels: Sequence[Level], above: str = ""
+) -> Iterator[str]:
+    """Yield the directories that levels stand for, whether or not the last of them is there.
+
+    `branches` returns the names of the directories in one, none where it cannot be read.
+    """
     (text, is_whole), below = levels[0], levels[1:]
-    for name in [text] if is_whole else _branches(root / above, text):
+    names: Sequence[str] = [text]
+    if not is_whole:
+        found = (name for name in branches(above) if name.startswith(text))
+        names = list(islice(found, _BRANCHES_AT_MOST + 1))
+        if len(names) > _BRANCHES_AT_MOST:
+            _warn_of_branches()
+            return
+    for name in names:
         if below:
-            yield from paths_of(root, below, f"{above}{name}/")
+            yield from paths_of(branches, below, f"{above}{name}/")
         else:
             yield f"{above}{name}"
 
 
-def _branches(directory: Path, text: str) -> list[str]:
-    with suppress(OSError), os.scandir(directory) as entries:
-        found = (entry.name for entry in entries if entry.name.startswith(text))
-        names = list(islice(found, _BRANCHES_AT_MOST + 1))
-        if len(names) <= _BRANCHES_AT_MOST:
-            return names
-        _warn_of_branches()
-    return []
+def local_branches(root: Path, above: str) -> Iterator[str]:
+    """Yield the names in a directory below an archive's root; none where it cannot be read."""
+    with suppress(OSError), os.scandir(root / above) as entries:
+        for entry in entries:
+            yield entry.name
 
 
-def _held(place: Place, directory: int, names: frozenset[str], *, rehash: bool) -> Held:
-    revision = 1
-    while place.sidecar(revision + 1) in names:
-        revision += 1
-    try:
-        state = parse_sidecar(files.read(place.sidecar(revision), directory))
-    except (ValueError, OSError, RecursionError):
-        return Held(None, revision, "its sidecar cannot be read")
-    damage = _damage(place, state.file, directory, rehash=rehash) if state.file else None
-    return Held(state, revision, damage)
+def names_of(place: Place, names: Iterable[str]) -> list[str]:
+    """Return those of some names that are an image's: its sidecars first, then its file."""
+    sidecar = re.compile(re.escape(place.stem) + r"(\.r[0-9]+)?\.json")
+    ours = (name for name in names if sidecar.fullmatch(name) or place.owns(name))
+    return sorted(ours, key=lambda name: not name.endswith(".json"))
 
 
 def _image_of(place: Place) -> str:
@@ -158,21 +222,17 @@ def parse_sidecar(raw: bytes) -> Sidecar:
     return kind.model_validate(values)
 
 
-def _damage(place: Place, file: FileInfo, directory: int, *, rehash: bool) -> str | None:
-    stem, _, ending = file.path.rpartition(".")
-    if stem != place.stem or not _ENDING.fullmatch(ending):
+def _damage(place: Place, file: FileInfo, folder: Folder, *, rehash: bool) -> str | None:
+    if not place.owns(file.path):
         return "its sidecar names a file that is not its own"
     try:
-        found = os.stat(file.path, dir_fd=directory, follow_symlinks=False)
-        if not stat.S_ISREG(found.st_mode):
+        size = folder.size(file.path)
+        if size is None:
             return "its file is no regular file"
-        if found.st_size != file.size:
-            return f"its file has {counted(found.st_size, 'byte')}, not {file.size:,}"
-        if rehash:
-            opened = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
-            with os.fdopen(opened, "rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
-                    return "its file's SHA-256 is another"
+        if size != file.size:
+            return f"its file has {counted(size, 'byte')}, not {file.size:,}"
+        if rehash and folder.sha256(file.path) != file.sha256:
+            return "its file's SHA-256 is another"
     except FileNotFoundError:
         return "its file is missing"
     return None

@@ -1,0 +1,116 @@
+"""Which kind of archive a destination is: a directory of this machine, or an object store's URL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from bulkfetch.archive.base import Again, Archive, Identity, Writer
+from bulkfetch.archive.local import LocalArchive
+from bulkfetch.archive.tree import LocalTree, Tree
+from bulkfetch.models import Shard
+from bulkfetch.stores import file_path, is_url, open_store
+
+# For reading where there is no run, and so no budget of retries.
+_READ_RETRIES = 5
+
+
+def tree_at(out: str) -> Tree:
+    """Return what is in an archive, to be read.
+
+    Raises:
+        ConfigurationError: it is no URL of a store that is known.
+    """
+    out = file_path(out)
+    if not is_url(out):
+        return LocalTree(Path(out))
+    from bulkfetch.archive.store_tree import StoreTree  # noqa: PLC0415  an extra
+
+    return StoreTree(open_store(out, retries=_READ_RETRIES))
+
+
+class Destination:
+    """Where a run writes.
+
+    Args:
+        out: a path, or a URL: `file://`, or that of an object store.
+        again: retries what is asked of an object store, by the run's one policy.
+        options: for an object store, such as server-side encryption.
+    """
+
+    def __init__(self, out: str, again: Again, options: Mapping[str, str]) -> None:
+        self._out = file_path(out)
+        self._again = again
+        self._options = options
+
+    def check(self, identity: Identity) -> None:
+        """Say what is wrong with it, creating nothing.
+
+        Raises:
+            ConfigurationError: it is no URL of a store that is known.
+            DestinationError: it cannot be written, as far as can be told.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        if not is_url(self._out):
+            LocalArchive.check(self._out, identity)
+            return
+        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
+
+        StoreArchive.check(self._out, identity)
+
+    def open(
+        self,
+        run_id: str,
+        identity: Identity,
+        *,
+        shard: Shard | None,
+        durable: bool,
+        is_joined: bool,
+    ) -> AbstractContextManager[Archive]:
+        """Make or open the archive, and hold it until the context ends.
+
+        `durable` waits for a disk, and `is_joined` says that other processes are going to `join`.
+
+        Raises:
+            DestinationError: it cannot be written, or another run holds it.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        if not is_url(self._out):
+            return LocalArchive.open(
+                self._out, run_id, identity, shard=shard, durable=durable, is_joined=is_joined
+            )
+        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
+
+        return StoreArchive.open(
+            self._out, run_id, identity, shard=shard, again=self._again, options=self._options
+        )
+
+    def join(
+        self, run_id: str, identity: Identity, first: Writer, number: int, *, durable: bool
+    ) -> AbstractContextManager[Archive]:
+        """Open the archive that the first process of this run holds, as its `number`-th.
+
+        Raises:
+            DestinationError: it cannot be written.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        if not is_url(self._out):
+            return LocalArchive.join(self._out, run_id, identity, first, number, durable=durable)
+        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
+
+        return StoreArchive.join(
+            self._out, run_id, identity, first, number, again=self._again, options=self._options
+        )
+
+    def read_only(self, identity: Identity) -> AbstractContextManager[Archive]:
+        """Open the archive to look into it; there need not be one.
+
+        Raises:
+            ArchiveMismatchError: it is another account's archive.
+        """
+        if not is_url(self._out):
+            return LocalArchive.read_only(self._out, identity)
+        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
+
+        return StoreArchive.read_only(self._out, identity, self._again)

@@ -1,0 +1,236 @@
+"""One run at a time on an archive in an object store, or the shards of one run side by side.
+
+A store has no locks that die with their holder. So a run puts an object, only where there is none,
+and writes it anew every `BEAT_S`; one that nobody wrote for `LEASE_S` is a dead run's, and may be
+taken over. That is told by watching it, so that no two clocks need to agree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bulkfetch.archive.files import named
+from bulkfetch.errors import DestinationError
+from bulkfetch.models import Shard
+from bulkfetch.paths import PRIVATE
+from bulkfetch.stores import StoreError
+from bulkfetch.stores.store import Store, Version
+
+BEAT_S = 5.0
+LEASE_S = 30.0
+# A run that could not renew its lease for so long writes nothing more.
+_GIVE_UP_S = 20.0
+_LOOK_S = 1.0
+_PREFIX = "lease"
+
+T = TypeVar("T")
+
+
+class Lease(BaseModel):
+    """Who holds an archive, or a shard's share of it; `beat` counts how often it was renewed."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run_id: str
+    pid: int = Field(gt=0, lt=2**31)
+    host: str
+    shard: str | None
+    beat: int = 0
+    modified_at: datetime = Field(default=datetime.min.replace(tzinfo=UTC), exclude=True)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it was renewed of late, as far as this machine's clock and the store's agree."""
+        return (datetime.now(UTC) - self.modified_at).total_seconds() < LEASE_S
+
+    def has_died(self) -> bool:
+        """Tell whether the run is known to be gone."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            pass
+        return False
+
+
+def leases(store: Store) -> Iterator[Lease]:
+    """Yield the leases on an archive, as far as they can be read.
+
+    Raises:
+        OSError: the store cannot be read.
+    """
+    for path in _paths(store):
+        with suppress(FileNotFoundError, ValidationError):
+            found = store.head(path)
+            lease = Lease.model_validate_json(store.get(path)[0])
+            yield lease.model_copy(update={"modified_at": found.modified_at})
+
+
+class Hold:
+    """A lease that is renewed in a thread until it is given back."""
+
+    def __init__(self, store: Store, path: str, lease: Lease, version: Version) -> None:
+        self._store = store
+        self._path = path
+        self._lease = lease
+        self._version = version
+        self._renewed_at = time.monotonic()
+        self._is_lost = False
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def check(self) -> None:
+        """See that it is still this run's.
+
+        Raises:
+            DestinationError: another run has taken it, or may have.
+        """
+        if self._is_lost or time.monotonic() - self._renewed_at > _GIVE_UP_S:
+            raise DestinationError(
+                f"{self._store.url} is held by this run no longer: its lease could not be renewed "
+                f"for {_GIVE_UP_S:.0f} s, or another run took it; run the same command again"
+            )
+
+    def start(self) -> None:
+        """Begin to renew it."""
+        self._thread.start()
+
+    def give_back(self) -> None:
+        """Let go of it, if it is still this run's."""
+        self._is_over.set()
+        self._thread.join(_GIVE_UP_S)
+        with suppress(OSError):
+            if not self._is_lost and self._store.get(self._path)[1].etag == self._version.etag:
+                self._store.delete(self._path)
+
+    def _renew(self) -> None:
+        beat = self._lease.beat
+        while not self._is_over.wait(BEAT_S):
+            beat += 1
+            lease = self._lease.model_copy(update={"beat": beat})
+            began = time.monotonic()
+            try:
+                self._version = self._store.put(self._path, _written(lease), self._version)
+                self._renewed_at = began
+            except OSError as error:
+                # The store may have it, although its answer was lost.
+                if not self._is_ours(lease):
+                    self._is_lost = self._is_lost or error.errno == errno.EBUSY
+                    continue
+                self._renewed_at = began
+
+    def _is_ours(self, lease: Lease) -> bool:
+        with suppress(OSError, ValidationError):
+            data, version = self._store.get(self._path)
+            if Lease.model_validate_json(data) == lease:
+                self._version = version
+                return True
+        return False
+
+
+@contextmanager
+def hold(
+    store: Store, run_id: str, shard: Shard | None, waiting: Callable[[str], None]
+) -> Iterator[Hold]:
+    """Hold an archive, or one shard's share of it, until the context ends.
+
+    `waiting` is told in words why it takes a while.
+
+    Raises:
+        DestinationError: another run holds it, or a shard of another number of shards does.
+    """
+    lease = Lease(
+        run_id=run_id,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        shard=str(shard) if shard else None,
+    )
+    path = _path(shard)
+    with named(store.url), ExitStack() as stack:
+        holding = Hold(store, path, lease, _taken(store, path, lease, waiting))
+        stack.callback(holding.give_back)
+        holding.start()
+        for other in _paths(store):
+            if other == path or (shard and _is_of(other, shard.shares)):
+                continue
+            version = _taken(store, other, lease, waiting)
+            if store.get(other)[1].etag == version.etag:
+                store.delete(other)
+        stack.pop_all()
+    try:
+        yield holding
+    finally:
+        holding.give_back()
+
+
+def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]) -> Version:
+    """Return the version of a lease that is ours now."""
+    seen: Version | None = None
+    deadline = time.monotonic() + LEASE_S
+    while True:
+        try:
+            return store.put(path, _written(lease))
+        except FileExistsError:
+            pass
+        try:
+            data, version = store.get(path)
+        except FileNotFoundError:
+            continue
+        holder = _read(data)
+        if holder == lease:
+            return version  # the answer to our own was lost
+        if seen is None:
+            seen = version
+            if holder and not holder.has_died():
+                waiting(
+                    f"{store.url} may be held by run {holder.run_id} (process {holder.pid} on "
+                    f"{holder.host}): looking for {LEASE_S:.0f} s at most whether that is at work"
+                )
+        if version.etag != seen.etag:
+            which = f" for shard {lease.shard}" if lease.shard else ""
+            who = f" (run {holder.run_id}, process {holder.pid} on {holder.host})" if holder else ""
+            raise DestinationError(f"{store.url} is held{which} by another run{who}: wait for it")
+        if time.monotonic() > deadline or (holder and holder.has_died()):
+            with suppress(StoreError):
+                return store.put(path, _written(lease), version)
+        time.sleep(_LOOK_S)
+
+
+def _read(data: bytes) -> Lease | None:
+    try:
+        return Lease.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def _written(lease: Lease) -> bytes:
+    return f"{lease.model_dump_json()}\n".encode()
+
+
+def _path(shard: Shard | None) -> str:
+    return f"{PRIVATE}/{_PREFIX}{f'-{shard.number}-of-{shard.shares}' if shard else ''}.json"
+
+
+def _is_of(path: str, shares: int) -> bool:
+    return path.endswith(f"-of-{shares}.json")
+
+
+def _paths(store: Store) -> list[str]:
+    return [
+        found.path
+        for found in store.level(PRIVATE)[1]
+        if found.path.startswith(f"{PRIVATE}/{_PREFIX}") and found.path.endswith(".json")
+    ]

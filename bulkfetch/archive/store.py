@@ -1,0 +1,428 @@
+"""An archive in an object store.
+
+A store makes an object whole or not at all, and only where there is none if that is asked for; so
+there are no parts, no locks on directories and nothing to wait for. An image's object is put first
+and its sidecar last, both only where there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import itertools
+import logging
+import threading
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, Self, TypeVar
+
+from bulkfetch.archive import files
+from bulkfetch.archive.base import Holdings, Identity, Stage, Writer
+from bulkfetch.archive.growing import StoreFile, StoreJournal
+from bulkfetch.archive.identity import identity_for, identity_path, refuse_other
+from bulkfetch.archive.lease import Hold, hold
+from bulkfetch.archive.look import look, names_of, paths_of
+from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
+from bulkfetch.archive.store_tree import StoreTree
+from bulkfetch.archive.tree import Tree
+from bulkfetch.errors import DestinationError, FetchError, ServiceDownError, TakenError
+from bulkfetch.models import Shard, Sidecar, json_text
+from bulkfetch.paths import PRIVATE
+from bulkfetch.plan import Level, Place
+from bulkfetch.stores import StoreError, open_store
+from bulkfetch.stores.store import Object, Store, Upload, Version
+
+# What all bodies may take beyond their first part; a body for which there is no room is long, too.
+MEMORY_BYTES = 2**29
+# Each waits for one answer of the store.
+_THREADS = 64
+# For reading at a run's start, where there is no budget of retries yet.
+_READ_RETRIES = 5
+_PROCESSES_AT_MOST = 10**6
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Again(Protocol):
+    """Awaits something again while it fails with what may pass; see `bulkfetch.retry.Retry`."""
+
+    async def __call__(
+        self, what: str, attempt: Callable[[], Coroutine[Any, Any, T]], /
+    ) -> T: ...
+
+
+class StoreTroubleError(FetchError):
+    """The object store failed, in a way that may pass."""
+
+    kind = "destination"
+
+
+class StoreArchive:
+    """What lies below a URL of an object store, held by one run at a time; see `Archive`."""
+
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        identity: Identity,
+        writer: Writer | None,
+        again: Again,
+        held: Hold | None,
+    ) -> None:
+        self.tree: Tree = StoreTree(store)
+        self.writer = writer
+        self.is_recognised = False
+        self._store = store
+        self._run_id = run_id
+        self._identity = identity
+        self._again = again
+        self._held = held
+        self._threads = ThreadPoolExecutor(_THREADS, "store")
+        self.memory = Memory(MEMORY_BYTES)
+        # None that another process of this run counts.
+        self._numbers = itertools.count(int(writer.process) if writer else 0, _PROCESSES_AT_MOST)
+        self._claiming = threading.Lock()
+
+    @staticmethod
+    def check(url: str, identity: Identity) -> None:
+        """Say what is wrong with a destination, creating nothing.
+
+        Raises:
+            ConfigurationError: it is no URL of a store that is known.
+            DestinationError: it cannot be read, or there is no such bucket.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        store = open_store(url, retries=_READ_RETRIES)
+        with files.named(url):
+            if identity_for(StoreTree(store), identity) is None:
+                store.level(PRIVATE)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        url: str,
+        run_id: str,
+        identity: Identity,
+        *,
+        shard: Shard | None,
+        again: Again,
+        options: dict[str, str],
+    ) -> Iterator[Self]:
+        """Make or open an archive, and hold it to the end.
+
+        Raises:
+            DestinationError: it cannot be written, or another run holds it.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        patient = open_store(url, retries=_READ_RETRIES, options=options)
+        with hold(patient, run_id, shard, log.warning) as held, files.named(url):
+            found = identity_for(StoreTree(patient), identity)
+            if found is None:
+                with suppress(FileExistsError):
+                    patient.put(identity_path(), _json(identity))
+                found = identity_for(StoreTree(patient), identity)
+            owner = f"{shard.number}-of-{shard.shares}" if shard else ""
+            writer = Writer(owner, "1", ())
+            archive = cls(
+                open_store(url, options=options), run_id, found or identity, writer, again, held
+            )
+            try:
+                yield archive
+            finally:
+                archive._threads.shutdown()
+
+    @classmethod
+    @contextmanager
+    def join(
+        cls,
+        url: str,
+        run_id: str,
+        identity: Identity,
+        first: Writer,
+        number: int,
+        *,
+        again: Again,
+        options: dict[str, str],
+    ) -> Iterator[Self]:
+        """Open an archive that the first process of this run holds, as its `number`-th.
+
+        Raises:
+            DestinationError: it cannot be read.
+            ArchiveMismatchError: it is another account's archive.
+        """
+        patient = open_store(url, retries=_READ_RETRIES)
+        with files.named(url):
+            found = identity_for(StoreTree(patient), identity)
+        writer = first._replace(process=str(number))
+        store = open_store(url, options=options)
+        archive = cls(store, run_id, found or identity, writer, again, None)
+        try:
+            yield archive
+        finally:
+            archive._threads.shutdown()
+
+    @classmethod
+    def open_read_only(cls, url: str, identity: Identity, again: Again) -> Self:
+        """Open an archive to look into it; there need not be one.
+
+        Raises:
+            ArchiveMismatchError: it is another account's archive.
+        """
+        store = open_store(url)
+        with files.named(url):
+            found = identity_for(StoreTree(store), identity)
+        return cls(store, "", found or identity, None, again, None)
+
+    async def look(
+        self,
+        places: Sequence[Place],
+        own: Sequence[Level] | None = None,
+        elsewhere: Sequence[str] = (),
+        *,
+        rehash: bool,
+    ) -> Holdings:
+        """See `Archive.look`: one listing a directory, and a request for each sidecar."""
+
+        def look_now() -> Holdings:
+            beside = [*(paths_of(self._branches, own) if own else ()), *elsewhere]
+            directories = dict.fromkeys([*(place.directory for place in places), *beside])
+            return look(
+                self._folder, places, directories, rehash=rehash, with_others=own is not None
+            )
+
+        return await self._do("looking for what is there", look_now)
+
+    def stage(self, place: Place) -> StoreStage:
+        """See `Archive.stage`; before `publish` there are at most parts of a long upload."""
+        return StoreStage(self, place)
+
+    async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
+        """See `Archive.publish`; a long image, or one whose name is taken, gets a name of its own.
+
+        The sidecar names the object.
+        """
+        if not isinstance(stage, StoreStage) or sidecar.file is None:
+            raise TypeError("a stage is published by the archive that made it")
+        name = await stage.published(name, sidecar.file.sha256)
+        own = sidecar.file.model_copy(update={"path": name})
+        sidecar = sidecar.model_copy(update={"file": own})
+        return await self.note(stage.place, revision, sidecar)
+
+    async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
+        """See `Archive.note`."""
+        path = f"{place.directory}/{place.sidecar(revision)}"
+        data = f"{json_text(sidecar, indent=2)}\n".encode()
+
+        def put() -> None:
+            try:
+                self._put(path, data)
+            except FileExistsError:
+                # It may be this very one, where an answer was lost.
+                if self._store.get(path)[0] != data:
+                    raise TakenError("another row or shard archived the image meanwhile") from None
+
+        await self._do(path, put)
+        return hashlib.sha256(data).hexdigest()
+
+    async def check_room(self) -> None:
+        """See `Archive.check_room`: a store has no end, but the lease on it may."""
+        if self._held:
+            self._held.check()
+
+    async def quarantine(self, place: Place) -> None:
+        """See `Archive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
+        await self._do(f"{place.directory}/{place.stem}", lambda: self._quarantine(place))
+
+    async def claim(self, organization_id: str) -> None:
+        """See `Archive.claim`."""
+        if self._identity.organization_id != organization_id:
+            await self._do("whose archive it is", lambda: self._claim(organization_id))
+        self.is_recognised = True
+
+    def growing(self, name: str) -> StoreJournal | StoreFile:
+        """See `Archive.growing`: a journal by segments, any other file at its end."""
+        path = f"{self._folder_path}/{name}"
+        kind = StoreJournal if name.endswith(".jsonl") else StoreFile
+        return kind(self._store, path)
+
+    def write(self, name: str, text: str, *, durable: bool = True) -> None:  # noqa: ARG002  a store has one way
+        """See `Archive.write`."""
+        path = f"{self._folder_path}/{name}"
+        with files.named(f"{self._store.url}/{path}"):
+            self._store.put(path, f"{text}\n".encode(), "overwrite")
+
+    def remove(self, name: str) -> None:
+        """See `Archive.remove`."""
+        with suppress(OSError):
+            self._store.delete(f"{self._folder_path}/{name}")
+
+    def process_died(self) -> None:
+        """See `Archive.process_died`: nothing is half-made in a store."""
+
+    @property
+    def _folder_path(self) -> str:
+        return f"{PRIVATE}/runs/{self._run_id}"
+
+    async def put_image(self, path: str, data: bytes, sha256: str) -> str:
+        """See `Uploader.put_image`."""
+        return await self._do(path, lambda: self._put_image(path, data, sha256))
+
+    def begun(self, path: str) -> Upload:
+        """See `Uploader.begun`."""
+        return self._store.upload(self._apart(path), PART_BYTES)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """See `Uploader.run`."""
+        if self._held:
+            self._held.check()
+
+        def tried() -> T:
+            try:
+                return work()
+            except StoreError as error:
+                if not error.retryable:
+                    raise
+                raise StoreTroubleError(f"{self._store.url}: {error.strerror}") from None
+
+        with files.named(self._store.url):
+            # To its end even when cancelled, since it cannot be called off.
+            running = asyncio.get_running_loop().run_in_executor(self._threads, tried)
+            return await files.to_its_end(running)
+
+    async def _do(self, what: str, work: Callable[[], T]) -> T:
+        """Do work in a thread, again while it fails with what may pass.
+
+        Raises:
+            DestinationError: it was in vain.
+        """
+        try:
+            return await self._again(what, lambda: self.run(work))
+        except (StoreTroubleError, ServiceDownError) as error:
+            raise DestinationError(
+                f"{error}: what was finished is whole; run the same command again"
+            ) from error
+
+    def _put_image(self, path: str, data: bytes, sha256: str) -> str:
+        try:
+            version = self._put(path, data)
+        except FileExistsError:
+            # One without a sidecar, of a run that was killed; or whatever else lies there.
+            if self._is(path, len(data), sha256):
+                return path
+            path = self._apart(path)
+            version = self._put(path, data)
+        etag = (version.etag or "").strip('"')
+        is_proved = etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if not is_proved and not self._is(path, len(data), sha256):
+            raise StoreError(errno.EIO, "the store has other bytes than were sent", retryable=True)
+        return path
+
+    def _apart(self, path: str) -> str:
+        """Return a path that no other run, and nothing else in this one, has."""
+        stem, _, ending = path.rpartition(".")
+        return f"{stem}.{self._run_id.rpartition('-')[2]}-{next(self._numbers)}.{ending}"
+
+    def _put(self, path: str, data: bytes) -> Version:
+        try:
+            return self._store.put(path, data)
+        except FileExistsError:
+            # Stores answer the same while another is at work on the object.
+            try:
+                self._store.head(path)
+            except FileNotFoundError:
+                raise StoreError(errno.EBUSY, "another writer is at the object", retryable=True) from None
+            raise
+
+    def _is(self, path: str, size: int, sha256: str) -> bool:
+        if self._store.head(path).size != size:
+            return False
+        digest = hashlib.sha256()
+        for block in self._store.blocks(path):
+            digest.update(block)
+        return digest.hexdigest() == sha256
+
+    def _branches(self, above: str) -> Iterator[str]:
+        yield from self._store.level(above.rstrip("/"))[0]
+
+    @contextmanager
+    def _folder(self, path: str) -> Iterator[StoreFolder]:
+        yield StoreFolder(self._store, path)
+
+    def _quarantine(self, place: Place) -> None:
+        (held,) = look(self._folder, [place], [place.directory], rehash=True).held
+        if held is None or held.damage is None:
+            raise TakenError("another row or shard mended the image meanwhile")
+        there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
+        known = self._store.level(there)[1]
+        taken = {found.path.rpartition("/")[2] for found in known}
+        for name in names_of(place, StoreFolder(self._store, place.directory).names):
+            again = (f"{name}~{number}" for number in itertools.count(2))
+            free = next(n for n in itertools.chain([name], again) if n not in taken)
+            self._store.copy(f"{place.directory}/{name}", f"{there}/{free}")
+            self._store.delete(f"{place.directory}/{name}")
+
+    def _claim(self, organization_id: str) -> None:
+        # Another task may be doing the same, and so may a shard beside this one.
+        with self._claiming:
+            path = identity_path()
+            try:
+                data, version = self._store.get(path)
+            except FileNotFoundError:
+                return  # a dry run, where there is no archive yet
+            found = Identity.model_validate_json(data)
+            refuse_other(self._store.url, found, organization_id)
+            identity = found.model_copy(update={"organization_id": organization_id})
+            if found.organization_id is None and self.writer is not None:
+                try:
+                    self._store.put(path, _json(identity), version)
+                except StoreError as error:
+                    raise StoreError(errno.EBUSY, str(error.strerror), retryable=True) from None
+            self._identity = identity
+
+
+class StoreFolder:
+    """A directory of an object store, listed once; see `Folder`."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store = store
+        self._path = path
+        objects = store.level(path)[1]
+        self._found = {found.path.rpartition("/")[2]: found for found in objects}
+
+    @property
+    def names(self) -> Collection[str]:
+        """See `Folder.names`."""
+        return self._found.keys()
+
+    def read(self, name: str) -> bytes:
+        """See `Folder.read`.
+
+        Raises:
+            StoreTroubleError: it cannot be read, which says nothing of what it holds.
+        """
+        try:
+            return self._store.get(f"{self._path}/{name}")[0]
+        except StoreError as error:
+            raise StoreTroubleError(f"{self._store.url}: {error.strerror}") from None
+
+    def size(self, name: str) -> int | None:
+        """See `Folder.size`."""
+        return self._object(name).size
+
+    def sha256(self, name: str) -> str:
+        """See `Folder.sha256`."""
+        self._object(name)
+        digest = hashlib.sha256()
+        for block in self._store.blocks(f"{self._path}/{name}"):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _object(self, name: str) -> Object:
+        if name not in self._found:
+            raise FileNotFoundError(name)
+        return self._found[name]

@@ -1,0 +1,145 @@
+"""One image's bytes on their way into an object store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from bulkfetch.archive import files
+from bulkfetch.archive.base import Kept, Mark
+from bulkfetch.media import EXTENSIONS, HEAD_BYTES, media_type_of
+from bulkfetch.plan import Place
+from bulkfetch.stores.store import Upload
+
+# A body up to this size is one object, put only where there is none.
+WHOLE_BYTES = 2**26
+# Of a longer one so much is in memory: a part of its upload. S3 allows 10,000, which makes 80 GB.
+PART_BYTES = 2**23
+
+T = TypeVar("T")
+
+
+class Memory:
+    """What all bodies together may keep in memory beyond their first part."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._free = size_bytes
+
+    def take(self, size_bytes: int) -> bool:
+        """Take some, and tell whether there was enough."""
+        if size_bytes > self._free:
+            return False
+        self._free -= size_bytes
+        return True
+
+    def give_back(self, size_bytes: int) -> None:
+        """Let others have it."""
+        self._free += size_bytes
+
+
+class Uploader(Protocol):
+    """The archive, as a stage needs it."""
+
+    memory: Memory
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do work in a thread, once.
+
+        Raises:
+            StoreTroubleError: it failed, in a way that may pass.
+            DestinationError: it failed.
+        """
+
+    async def put_image(self, path: str, data: bytes, sha256: str) -> str:
+        """Put a whole image, and return its path, which may be another."""
+
+    def begun(self, path: str) -> Upload:
+        """Begin to put an image by parts, at a path that is like this one, and free."""
+
+
+class StoreStage:
+    """Bytes in memory while they are few, then parts of an upload; see `Stage`."""
+
+    kept: Kept | None = None
+
+    def __init__(self, uploader: Uploader, place: Place) -> None:
+        self.place = place
+        self._uploader = uploader
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._taken_bytes = 0
+        self._upload: Upload | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._give_back()
+        if self._upload is not None and not self._upload.is_whole:
+            dropping = asyncio.get_running_loop().run_in_executor(None, self._upload.drop)
+            with suppress(OSError):
+                await files.to_its_end(dropping)
+
+    def begin(self, mark: Mark | None) -> None:
+        """See `Stage.begin`: no part of it is kept for another try."""
+
+    async def restore(self) -> AsyncIterator[bytes]:
+        """See `Stage.restore`: there is never anything."""
+        for nothing in ():
+            yield nothing
+
+    def discard(self) -> None:
+        """See `Stage.discard`."""
+
+    async def write(self, data: bytes) -> None:
+        """See `Stage.write`."""
+        self._pending.append(data)
+        self._pending_bytes += len(data)
+        if self._pending_bytes <= PART_BYTES:
+            return
+        if self._upload is None:
+            if self._pending_bytes <= WHOLE_BYTES and self._uploader.memory.take(len(data)):
+                self._taken_bytes += len(data)
+                return
+            path = f"{self.place.directory}/{self.place.file(_ending(self._pending[0]))}"
+            self._upload = await self._uploader.run(lambda: self._uploader.begun(path))
+        await self._spill(self._upload)
+
+    async def published(self, name: str, sha256: str) -> str:
+        """Put what was written, as a file of that name beside its sidecar, and return its name.
+
+        Raises:
+            StoreTroubleError, DestinationError: it could not be put.
+        """
+        path = f"{self.place.directory}/{name}"
+        if self._upload is None:
+            path = await self._uploader.put_image(path, b"".join(self._pending), sha256)
+        else:
+            await self._spill(self._upload)
+            await self._uploader.run(self._upload.finish)
+            path = self._upload.path
+        return path.rpartition("/")[2]
+
+    async def _spill(self, upload: Upload) -> None:
+        data = b"".join(self._pending)
+        self._pending.clear()
+        self._pending_bytes = 0
+        self._give_back()
+        await self._uploader.run(lambda: upload.write(data))
+
+    def _give_back(self) -> None:
+        self._uploader.memory.give_back(self._taken_bytes)
+        self._taken_bytes = 0
+
+
+def _ending(head: bytes) -> str:
+    # What it was declared as is not known here; a page is refused later.
+    return EXTENSIONS.get(media_type_of(head[:HEAD_BYTES], "html, xml"), "bin")

@@ -1,0 +1,65 @@
+"""Object stores by their URLs, and files by theirs; what it takes to reach a store is an extra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from yarl import URL
+
+from bulkfetch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from bulkfetch.stores.store import Store
+
+
+class StoreError(OSError):
+    """An object store could not do it; `retryable` where it may the next time."""
+
+    def __init__(self, number: int, what: str, *, retryable: bool = False) -> None:
+        super().__init__(number, what)
+        self.retryable = retryable
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a destination or a manifest is named by a URL, of whatever kind."""
+    return "://" in text
+
+
+def file_path(text: str) -> str:
+    """Return the path that a `file://` URL is of, and any other text as it is.
+
+    Raises:
+        ConfigurationError: it is another machine's.
+    """
+    if not text.lower().startswith("file://"):
+        return text
+    url = URL(text)
+    if url.host not in (None, "", "localhost") or not url.path.startswith("/"):
+        raise ConfigurationError(f"{text} is no path of this machine: write file:///…")
+    return url.path
+
+
+def open_store(
+    url: str, *, retries: int = 0, options: Mapping[str, str] | None = None
+) -> Store:
+    """Return a store by its URL, such as `s3://bucket/prefix`; nothing is asked of it yet.
+
+    Credentials, region and endpoint come from where the cloud's own tools have them: `AWS_*`,
+    `GOOGLE_*` and `AZURE_*` in the environment, or the machine's own identity.
+
+    Args:
+        retries: tries after the first, which wait as `obstore` has it; for reading outside a run.
+        options: of the store's own, such as server-side encryption.
+
+    Raises:
+        ConfigurationError: it is no such URL, the extra is missing, or the endpoint is not safe.
+    """
+    try:
+        from bulkfetch.stores.store import opened  # noqa: PLC0415  an extra
+    except ModuleNotFoundError:
+        raise ConfigurationError(
+            f"{url} takes an extra to reach: pip install 'bulkfetch[cloud]'"
+        ) from None
+    return opened(url, retries, options or {})
+

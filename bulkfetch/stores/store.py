@@ -1,0 +1,395 @@
+"""One object store: what may be asked of it, with every error in our words.
+
+The calls block, and are made in threads: those of `obstore` that are awaited can end a process by a
+signal when it ends soon after (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
+
+An object store's error text quotes the server's whole answer, which is not ours to print; of it
+only the status and the code are kept.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO, Literal
+
+import obstore
+from obstore import ObjectMeta, WritableFile, exceptions
+from obstore.store import ObjectStore, from_url
+from yarl import URL
+
+from bulkfetch.errors import ConfigurationError
+from bulkfetch.stores import StoreError
+
+SCHEMES = ("s3", "gs", "az")
+_URL = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]+)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?")
+# Where each cloud's own tools look for another endpoint than the cloud's; the first wins.
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+_CONNECT_S = 10
+# For an answer's next bytes; and for a whole request, the largest of which is 64 MiB.
+_SILENT_AT_MOST_S = 30
+_REQUEST_S = 600
+_READ_BYTES = 2**20
+# Read at once, where a reader wants all of an object or its end.
+_BLOCK_BYTES = 2**23
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+# The address at which a machine in a cloud asks for its own credentials.
+_METADATA_HOST = "169.254.169.254"
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """What a store says of an object; `path` is below the URL that the store was opened by."""
+
+    path: str
+    size: int
+    etag: str | None
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which version of an object was written or read, as a store tells it."""
+
+    etag: str | None
+    version: str | None
+
+
+class Store:
+    """A bucket, or what lies below a prefix in it."""
+
+    def __init__(self, url: str, store: ObjectStore) -> None:
+        self.url = url
+        self._store = store
+
+    def get(self, path: str) -> tuple[bytes, Version]:
+        """Return an object's bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it cannot be read.
+        """
+        with _translated():
+            answer = obstore.get(self._store, path)
+            meta = answer.meta
+            version = Version(meta["e_tag"], meta["version"])
+            return bytes(answer.bytes()), version
+
+    def head(self, path: str) -> Object:
+        """Return what is known of an object without its bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it cannot be told.
+        """
+        with _translated():
+            return _object(obstore.head(self._store, path))
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """Yield an object's bytes, a megabyte or so at a time.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it cannot be read, or not to its end.
+        """
+        with _translated():
+            for block in obstore.get(self._store, path).stream(min_chunk_size=_READ_BYTES):
+                yield bytes(block)
+
+    def range(self, path: str, start: int, length: int) -> bytes:
+        """Return some of an object's bytes.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it cannot be read.
+        """
+        with _translated():
+            return bytes(obstore.get_range(self._store, path, start=start, length=length))
+
+    def objects(self, directory: str = "") -> Iterator[Object]:
+        """Yield all that lies below a directory, at any depth; nothing where nothing does.
+
+        Raises:
+            StoreError: it cannot be listed.
+        """
+        with _translated():
+            for some in obstore.list(self._store, directory or None):
+                yield from map(_object, some)
+
+    def level(self, directory: str = "") -> tuple[list[str], list[Object]]:
+        """Return the directories in a directory, by their names, and the objects.
+
+        Raises:
+            StoreError: it cannot be listed.
+        """
+        with _translated():
+            found = obstore.list_with_delimiter(self._store, directory or None)
+            below = [path.rpartition("/")[2] for path in found["common_prefixes"]]
+            return below, [_object(meta) for meta in found["objects"]]
+
+    def put(
+        self, path: str, data: bytes, mode: Literal["create", "overwrite"] | Version = "create"
+    ) -> Version:
+        """Write an object: only where there is none, over whatever is there, or over one version.
+
+        Raises:
+            FileExistsError: there is one; or, as stores answer the same, another writer is at it.
+            StoreError: it could not be written, or the version is another.
+        """
+        if isinstance(mode, Version):
+            told = {"e_tag": mode.etag, "version": mode.version}
+            how: Any = {name: value for name, value in told.items() if value is not None}
+        else:
+            how = mode
+        with _translated():
+            done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
+            return Version(done["e_tag"], done["version"])
+
+    def upload(self, path: str, buffer_bytes: int) -> Upload:
+        """Begin to write a long object by parts.
+
+        Raises:
+            StoreError: it could not be begun.
+        """
+        with _translated():
+            writer = obstore.open_writer(
+                self._store, path, buffer_size=buffer_bytes, max_concurrency=2
+            )
+            return Upload(self, path, writer)
+
+    def put_long(self, path: str, blocks: Iterable[bytes]) -> None:
+        """Write an object of any length, over whatever is there.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        upload = self.upload(path, _BLOCK_BYTES)
+        try:
+            for block in blocks:
+                upload.write(block)
+            upload.finish()
+        except BaseException:
+            upload.drop()
+            raise
+
+    def copy(self, path: str, to: str) -> None:
+        """Copy an object within the store.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it could not be copied.
+        """
+        with _translated():
+            obstore.copy(self._store, path, to)
+
+    def delete(self, path: str) -> None:
+        """Remove an object, if there is one.
+
+        Raises:
+            StoreError: it could not be removed.
+        """
+        with _translated():
+            obstore.delete(self._store, path)
+
+    def opened(self, parts: list[Object]) -> BinaryIO:
+        """Return objects as one file to read, one after the other."""
+        return io.BufferedReader(_Joined(self, parts), _READ_BYTES)
+
+
+class Upload:
+    """A long object on its way, by parts; either `finish` or `drop` ends it.
+
+    Attributes:
+        is_whole: whether it is there.
+    """
+
+    def __init__(self, store: Store, path: str, writer: WritableFile) -> None:
+        self.path = path
+        self.is_whole = False
+        self._store = store
+        self._writer = writer.__enter__()
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        """Add bytes.
+
+        Raises:
+            StoreError: they could not be written.
+        """
+        with _translated():
+            self._writer.write(data)
+        self._size += len(data)
+
+    def finish(self) -> None:
+        """Make the object of its parts.
+
+        Raises:
+            StoreError: it could not be made, or is of another size than was written.
+        """
+        with _translated():
+            self._writer.close()
+        self.is_whole = True
+        if (size := self._store.head(self.path).size) != self._size:
+            what = f"the store has {size} bytes of {self._size}"
+            raise StoreError(errno.EIO, what, retryable=True)
+
+    def drop(self) -> None:
+        """Have the store forget its parts.
+
+        Raises:
+            StoreError: it could not be told so; a rule of the bucket's can see to what is left.
+        """
+        with _translated():
+            self._writer.__exit__(StoreError, StoreError(errno.ECANCELED, "dropped"), None)
+
+
+class _Joined(io.RawIOBase):
+    """Reads objects by blocks, one request each."""
+
+    def __init__(self, store: Store, parts: list[Object]) -> None:
+        super().__init__()
+        self._store = store
+        self._parts = parts
+        self._size = sum(part.size for part in parts)
+        self._at = 0
+        self._block_at = 0
+        self._block = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        view = memoryview(buffer).cast("B")
+        offset = self._at - self._block_at
+        if not 0 <= offset < len(self._block):
+            self._load(len(view))
+            offset = 0
+        data = self._block[offset : offset + len(view)]
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _load(self, wanted: int) -> None:
+        begin = 0
+        self._block_at, self._block = self._at, b""
+        for part in self._parts:
+            offset = self._at - begin
+            if 0 <= offset < part.size:
+                length = min(part.size - offset, max(wanted, _BLOCK_BYTES))
+                self._block = self._store.range(part.path, offset, length)
+                return
+            begin += part.size
+
+
+def opened(url: str, retries: int, options: Mapping[str, str]) -> Store:
+    """See `open_store`."""
+    found = _URL.fullmatch(url)
+    scheme = found["scheme"].lower() if found else ""
+    if not found or not found["bucket"] or scheme not in SCHEMES:
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise ConfigurationError(
+            f"{url} is none of the URLs that are known ({known}, each with a bucket; file://)"
+        )
+    if any(part in ("", ".", "..") for part in (found["path"] or "").strip("/").split("/")[1:]):
+        raise ConfigurationError(f"{url} has an empty name or dots in it: write it without them")
+    config: dict[str, str] = dict(options)
+    if scheme == "s3":
+        # The store refuses what does not arrive as it was sent.
+        config["checksum_algorithm"] = "SHA256"
+    try:
+        store = from_url(
+            f"{scheme}://{found['bucket']}{(found['path'] or '').rstrip('/')}",
+            config=config,  # type: ignore[arg-type]  each kind has its own keys
+            client_options={
+                "allow_http": _is_loopback(scheme),
+                "connect_timeout": f"{_CONNECT_S}s",
+                "read_timeout": f"{_SILENT_AT_MOST_S}s",
+                "timeout": f"{_REQUEST_S}s",
+            },
+            retry_config={"max_retries": retries},
+        )
+    except (exceptions.BaseError, ValueError) as error:
+        reason = str(error).partition("\n")[0].removeprefix("Generic ")
+        raise ConfigurationError(f"{url} cannot be opened: {reason}") from None
+    return Store(url.rstrip("/"), store)
+
+
+def _is_loopback(scheme: str) -> bool:
+    """Tell whether the endpoint is this machine, where HTTP is allowed.
+
+    Raises:
+        ConfigurationError: it is another one, and not over HTTPS.
+    """
+    name, endpoint = next(
+        ((name, value) for name in _ENDPOINTS[scheme] if (value := os.environ.get(name))),
+        ("", "https://"),
+    )
+    url = URL(endpoint)
+    is_here = url.host in ("localhost", "127.0.0.1", "::1")
+    if url.scheme != "https" and not is_here:
+        raise ConfigurationError(f"{name} is {endpoint}: only HTTPS is safe for what is in there")
+    return is_here
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn every error of `obstore` into an `OSError` that says what a person can use."""
+    try:
+        yield
+    except exceptions.AlreadyExistsError:
+        raise FileExistsError(errno.EEXIST, "there is such an object already") from None
+    except (exceptions.NotFoundError, FileNotFoundError):
+        what = "there is no such object, or no such bucket"
+        raise FileNotFoundError(errno.ENOENT, what) from None
+    except exceptions.BaseError as error:
+        raise _error_of(error) from None
+    except ValueError:
+        raise StoreError(errno.EINVAL, "the store takes no such name") from None
+
+
+def _error_of(error: Exception) -> StoreError:
+    text = str(error)
+    status = found[1] if (found := _STATUS.search(text)) else ""
+    code = found[1] if (found := _CODE.search(text)) else ""
+    said = " ".join(filter(None, (status, code)))
+    refusals = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
+    if _METADATA_HOST in text:
+        what = "no credentials are set (AWS_*, GOOGLE_* or AZURE_*), and this machine has none"
+        return StoreError(errno.EACCES, what)
+    if isinstance(error, refusals):
+        what = f"the store refused the credentials, or they may not do this ({said or 'refused'})"
+        return StoreError(errno.EACCES, what)
+    if isinstance(error, exceptions.PreconditionError):
+        return StoreError(errno.EBUSY, "another writer changed it meanwhile")
+    if status and status[0] != "5" and status not in ("408", "429"):
+        return StoreError(errno.EIO, f"the store answered {said}: are bucket and region right?")
+    if not status and "Generic" in text and "HTTP error" not in text and "TooManyRedirects" in text:
+        return StoreError(errno.EIO, "the store redirects: is the region right?")
+    what = f"the store answered {said}" if said else "the store does not answer"
+    return StoreError(errno.EIO, what, retryable=True)
+
+
+def _object(meta: ObjectMeta) -> Object:
+    return Object(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
