@@ -17,12 +17,11 @@ from multidict import MultiMapping
 
 from bulkfetch.archive import Kept, Mark
 from bulkfetch.errors import BadBodyError, TooLargeError
+from bulkfetch.media import HEAD_BYTES
 from bulkfetch.models import Source
 from bulkfetch.transport import Answer
 from bulkfetch.words import counted
 
-# The longest signature that `filetype` looks for lies within these.
-HEAD_BYTES = 8192
 _DECODED_AT_ONCE_BYTES = 2**20
 _DIGITS = 18  # no size has more, and `int` refuses what has thousands
 

@@ -20,6 +20,8 @@ EXTENSIONS = {
     "application/pdf": "pdf",
 }
 UNKNOWN_TYPE = "application/octet-stream"
+# The longest signature that `filetype` looks for lies within these.
+HEAD_BYTES = 8192
 _PAGE_BEGINS = (b"<!doctype html", b"<html", b"<?xml", b"<error")
 
 

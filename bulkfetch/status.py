@@ -14,12 +14,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from itertools import count, islice
-from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bulkfetch.archive import LocalTree, Tree, files
+from bulkfetch.archive import Tree, files, tree_at
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.tree import read
 from bulkfetch.chain import RUN_ID, RUNS, journals_of
@@ -112,8 +111,9 @@ def look(out: str) -> Status:
         DestinationError: it cannot be read at all.
     """
     with files.named(out):
-        archive_at(out)
-        return _Look(LocalTree(Path(out).resolve())).status()
+        tree = tree_at(out)
+        archive_at(tree)
+        return _Look(tree).status()
 
 
 class _Look:

@@ -21,7 +21,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from bulkfetch.archive import Identity, LocalArchive
+from bulkfetch.archive import Identity
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.errors import (
     ArchiveMismatchError,
     DestinationError,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bulkfetch.archive import Identity, LocalArchive
+from bulkfetch.archive import Identity
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.simulator import parse_fault
 from tests.conftest import (
     Result,

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from bulkfetch.archive import Kept, Mark
-from bulkfetch.body import HEAD_BYTES, Body, continues, mark_of
+from bulkfetch.body import Body, continues, mark_of
 from bulkfetch.errors import BadBodyError, TooLargeError
-from bulkfetch.media import EXTENSIONS, UNKNOWN_TYPE, is_declared, media_type_of
+from bulkfetch.media import EXTENSIONS, HEAD_BYTES, UNKNOWN_TYPE, is_declared, media_type_of
 from bulkfetch.transport import Answer
 
 MIB = 2**20

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bulkfetch import Finding, Summary, chain, verify
-from bulkfetch.archive import LocalTree
+from bulkfetch.archive.tree import LocalTree
 from bulkfetch.simulator import Simulator, SimulatorConfig
 from bulkfetch.verification import Kind
 from tests.conftest import Serve, bulkfetch, download, serving, write_manifest

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bulkfetch.archive import Identity, LocalArchive
+from bulkfetch.archive import Identity
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.cli.options import DoctorSettings
 from bulkfetch.doctor import Check, State, Sums, examine, machine, set_up
 from bulkfetch.doctor.network import Network

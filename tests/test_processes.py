@@ -29,8 +29,9 @@ from pydantic import SecretStr
 
 from bulkfetch import Settings, download_async, errors
 from bulkfetch.api import LentTokens, Token
-from bulkfetch.archive import LocalArchive, files
+from bulkfetch.archive import files
 from bulkfetch.archive.base import Identity, Mark
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.errors import ConnectionFailedError, CredentialsError, FetchError, StatusError
 from bulkfetch.limits import processes_for
 from bulkfetch.pipeline import processes

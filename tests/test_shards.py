@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bulkfetch.archive import Kept, LocalArchive, Mark, commit, files
+from bulkfetch.archive import Kept, Mark, commit, files
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.errors import ConnectionFailedError, DestinationError, TakenError
 from bulkfetch.models import Shard
 from bulkfetch.plan import Place

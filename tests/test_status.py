@@ -23,7 +23,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from bulkfetch.archive import LocalArchive
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.lock import at_work
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.journal import Tally

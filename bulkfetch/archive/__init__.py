@@ -12,19 +12,19 @@ from bulkfetch.archive.base import (
     Stage,
     Writer,
 )
-from bulkfetch.archive.local import LocalArchive
-from bulkfetch.archive.tree import LocalTree, Tree
+from bulkfetch.archive.destination import Destination, tree_at
+from bulkfetch.archive.tree import Tree
 
 __all__ = [
     "KEPT_OVER_BYTES",
     "Archive",
+    "Destination",
     "Growing",
     "Identity",
     "Kept",
-    "LocalArchive",
-    "LocalTree",
     "Mark",
     "Stage",
     "Tree",
     "Writer",
+    "tree_at",
 ]

@@ -6,10 +6,10 @@ that is there stands for a whole image, whenever the power fails.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,7 @@ from bulkfetch.paths import DEFAULT_TEMPLATE
 from bulkfetch.plan import Held, Level, Place
 
 LAYOUT = 1
+T = TypeVar("T")
 # A body up to this size waits in memory; the part of a longer one is kept for another try.
 KEPT_OVER_BYTES = 2**20
 
@@ -110,6 +111,12 @@ class Holdings:
     held: Sequence[Held | None]
     others: Mapping[Place, Held] = field(default_factory=dict)
     superseded: Collection[Place] = ()
+
+
+class Again(Protocol):
+    """Awaits something again while it fails with what may pass; see `bulkfetch.retry.Retry`."""
+
+    async def __call__(self, what: str, attempt: Callable[[], Coroutine[Any, Any, T]], /) -> T: ...
 
 
 class Growing(Protocol):

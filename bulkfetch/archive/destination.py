@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -35,14 +34,10 @@ class Destination:
 
     Args:
         out: a path, or a URL: `file://`, or that of an object store.
-        again: retries what is asked of an object store, by the run's one policy.
-        options: for an object store, such as server-side encryption.
     """
 
-    def __init__(self, out: str, again: Again, options: Mapping[str, str]) -> None:
+    def __init__(self, out: str) -> None:
         self._out = file_path(out)
-        self._again = again
-        self._options = options
 
     def check(self, identity: Identity) -> None:
         """Say what is wrong with it, creating nothing.
@@ -63,6 +58,7 @@ class Destination:
         self,
         run_id: str,
         identity: Identity,
+        again: Again,
         *,
         shard: Shard | None,
         durable: bool,
@@ -70,7 +66,8 @@ class Destination:
     ) -> AbstractContextManager[Archive]:
         """Make or open the archive, and hold it until the context ends.
 
-        `durable` waits for a disk, and `is_joined` says that other processes are going to `join`.
+        `again` retries what is asked of a store, `durable` waits for a disk, and `is_joined` says
+        that other processes are going to `join`.
 
         Raises:
             DestinationError: it cannot be written, or another run holds it.
@@ -82,12 +79,17 @@ class Destination:
             )
         from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
 
-        return StoreArchive.open(
-            self._out, run_id, identity, shard=shard, again=self._again, options=self._options
-        )
+        return StoreArchive.open(self._out, run_id, identity, shard=shard, again=again)
 
     def join(
-        self, run_id: str, identity: Identity, first: Writer, number: int, *, durable: bool
+        self,
+        run_id: str,
+        identity: Identity,
+        first: Writer,
+        number: int,
+        again: Again,
+        *,
+        durable: bool,
     ) -> AbstractContextManager[Archive]:
         """Open the archive that the first process of this run holds, as its `number`-th.
 
@@ -99,11 +101,9 @@ class Destination:
             return LocalArchive.join(self._out, run_id, identity, first, number, durable=durable)
         from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
 
-        return StoreArchive.join(
-            self._out, run_id, identity, first, number, again=self._again, options=self._options
-        )
+        return StoreArchive.join(self._out, run_id, identity, first, number, again=again)
 
-    def read_only(self, identity: Identity) -> AbstractContextManager[Archive]:
+    def read_only(self, identity: Identity, again: Again) -> AbstractContextManager[Archive]:
         """Open the archive to look into it; there need not be one.
 
         Raises:
@@ -113,4 +113,4 @@ class Destination:
             return LocalArchive.read_only(self._out, identity)
         from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
 
-        return StoreArchive.read_only(self._out, identity, self._again)
+        return StoreArchive.read_only(self._out, identity, again)

@@ -19,13 +19,13 @@ from typing import Self
 from bulkfetch.archive import files
 from bulkfetch.archive.base import Holdings, Identity, Stage, Writer
 from bulkfetch.archive.commit import Committer, Job, NewFile
-from bulkfetch.archive.identity import identity_for
+from bulkfetch.archive.identity import claimed, identity_for
 from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.look import local_branches, local_folder, look, names_of, paths_of
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.archive.tree import LocalTree, Tree
-from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
+from bulkfetch.errors import DestinationError, TakenError
 from bulkfetch.models import (
     Shard,
     Sidecar,
@@ -86,7 +86,7 @@ class LocalArchive:
                 if not root.is_dir():
                     raise DestinationError(f"{out} is a file: name a directory with --out")
                 _refuse_links(root)
-                identity_for(root, identity)
+                identity_for(LocalTree(root), identity)
                 nearest = root
             else:
                 nearest = next(parent for parent in root.absolute().parents if parent.exists())
@@ -128,7 +128,7 @@ class LocalArchive:
             with files.named(out):
                 files.Room(root).look()
                 with files.descriptor(private) as directory, files.alone(directory):
-                    found = identity_for(root, identity)
+                    found = identity_for(LocalTree(root), identity)
                     process = _process(run_id, 1) if is_joined else ""
                     writer = Writer(held.owner, process, held.locks)
                     archive = cls(
@@ -158,7 +158,7 @@ class LocalArchive:
         root = Path(out)
         with ExitStack() as stack:
             with files.named(out):
-                found = identity_for(root, identity)
+                found = identity_for(LocalTree(root), identity)
                 writer = first._replace(process=_process(run_id, number))
                 archive = cls(root.resolve(), run_id, found or identity, writer, durable=durable)
                 archive._parts.load()
@@ -166,7 +166,8 @@ class LocalArchive:
             yield archive
 
     @classmethod
-    def open_read_only(cls, out: str, identity: Identity) -> Self:
+    @contextmanager
+    def read_only(cls, out: str, identity: Identity) -> Iterator[Self]:
         """Open an archive to look into it; there need not be one.
 
         Raises:
@@ -174,8 +175,8 @@ class LocalArchive:
         """
         root = Path(out)
         with files.named(out):
-            found = identity_for(root, identity)
-        return cls(root.absolute(), "", found or identity, None, durable=False)
+            found = identity_for(LocalTree(root), identity)
+        yield cls(root.absolute(), "", found or identity, None, durable=False)
 
     def process_died(self) -> None:
         """See `Archive.process_died`."""
@@ -302,15 +303,9 @@ class LocalArchive:
             if self.writer is not None:
                 # Another task, or a shard beside this one, may be doing the same.
                 stack.enter_context(files.alone(stack.enter_context(files.descriptor(private))))
-            found = identity_for(self._root, self._identity) or self._identity
-            known = found.organization_id
-            if known not in (None, organization_id):
-                raise ArchiveMismatchError(
-                    f"{self._root} is the archive of organization {known}, and these credentials "
-                    f"are of organization {organization_id}: name another directory with --out"
-                )
-            identity = found.model_copy(update={"organization_id": organization_id})
-            if known is None and self.writer is not None:
+            found = identity_for(self.tree, self._identity) or self._identity
+            identity = claimed(self.tree, found, organization_id)
+            if found.organization_id is None and self.writer is not None:
                 self._write_identity(identity)
             self._identity = identity
 

@@ -13,21 +13,21 @@ import hashlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, Self, TypeVar
+from typing import Self, TypeVar
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import Holdings, Identity, Stage, Writer
+from bulkfetch.archive.base import Again, Holdings, Identity, Stage, Writer
 from bulkfetch.archive.growing import StoreFile, StoreJournal
-from bulkfetch.archive.identity import identity_for, identity_path, refuse_other
+from bulkfetch.archive.identity import IDENTITY_PATH, claimed, identity_for, parsed
 from bulkfetch.archive.lease import Hold, hold
 from bulkfetch.archive.look import look, names_of, paths_of
 from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
 from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.archive.tree import Tree
-from bulkfetch.errors import DestinationError, FetchError, ServiceDownError, TakenError
+from bulkfetch.errors import ConnectionFailedError, DestinationError, ServiceDownError, TakenError
 from bulkfetch.models import Shard, Sidecar, json_text
 from bulkfetch.paths import PRIVATE
 from bulkfetch.plan import Level, Place
@@ -47,15 +47,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Again(Protocol):
-    """Awaits something again while it fails with what may pass; see `bulkfetch.retry.Retry`."""
-
-    async def __call__(
-        self, what: str, attempt: Callable[[], Coroutine[Any, Any, T]], /
-    ) -> T: ...
-
-
-class StoreTroubleError(FetchError):
+class StoreTroubleError(ConnectionFailedError):
     """The object store failed, in a way that may pass."""
 
     kind = "destination"
@@ -69,9 +61,10 @@ class StoreArchive:
         store: Store,
         run_id: str,
         identity: Identity,
-        writer: Writer | None,
+        *,
         again: Again,
-        held: Hold | None,
+        writer: Writer | None = None,
+        held: Hold | None = None,
     ) -> None:
         self.tree: Tree = StoreTree(store)
         self.writer = writer
@@ -111,7 +104,6 @@ class StoreArchive:
         *,
         shard: Shard | None,
         again: Again,
-        options: dict[str, str],
     ) -> Iterator[Self]:
         """Make or open an archive, and hold it to the end.
 
@@ -119,18 +111,17 @@ class StoreArchive:
             DestinationError: it cannot be written, or another run holds it.
             ArchiveMismatchError: it is another account's archive.
         """
-        patient = open_store(url, retries=_READ_RETRIES, options=options)
+        patient = open_store(url, retries=_READ_RETRIES)
         with hold(patient, run_id, shard, log.warning) as held, files.named(url):
             found = identity_for(StoreTree(patient), identity)
             if found is None:
                 with suppress(FileExistsError):
-                    patient.put(identity_path(), _json(identity))
+                    patient.put(IDENTITY_PATH, _json(identity))
                 found = identity_for(StoreTree(patient), identity)
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
             writer = Writer(owner, "1", ())
-            archive = cls(
-                open_store(url, options=options), run_id, found or identity, writer, again, held
-            )
+            store = open_store(url)
+            archive = cls(store, run_id, found or identity, again=again, writer=writer, held=held)
             try:
                 yield archive
             finally:
@@ -147,7 +138,6 @@ class StoreArchive:
         number: int,
         *,
         again: Again,
-        options: dict[str, str],
     ) -> Iterator[Self]:
         """Open an archive that the first process of this run holds, as its `number`-th.
 
@@ -159,15 +149,16 @@ class StoreArchive:
         with files.named(url):
             found = identity_for(StoreTree(patient), identity)
         writer = first._replace(process=str(number))
-        store = open_store(url, options=options)
-        archive = cls(store, run_id, found or identity, writer, again, None)
+        store = open_store(url)
+        archive = cls(store, run_id, found or identity, again=again, writer=writer)
         try:
             yield archive
         finally:
             archive._threads.shutdown()
 
     @classmethod
-    def open_read_only(cls, url: str, identity: Identity, again: Again) -> Self:
+    @contextmanager
+    def read_only(cls, url: str, identity: Identity, again: Again) -> Iterator[Self]:
         """Open an archive to look into it; there need not be one.
 
         Raises:
@@ -176,7 +167,11 @@ class StoreArchive:
         store = open_store(url)
         with files.named(url):
             found = identity_for(StoreTree(store), identity)
-        return cls(store, "", found or identity, None, again, None)
+        archive = cls(store, "", found or identity, again=again)
+        try:
+            yield archive
+        finally:
+            archive._threads.shutdown()
 
     async def look(
         self,
@@ -335,7 +330,8 @@ class StoreArchive:
             try:
                 self._store.head(path)
             except FileNotFoundError:
-                raise StoreError(errno.EBUSY, "another writer is at the object", retryable=True) from None
+                what = "another writer is at the object"
+                raise StoreError(errno.EBUSY, what, retryable=True) from None
             raise
 
     def _is(self, path: str, size: int, sha256: str) -> bool:
@@ -369,17 +365,15 @@ class StoreArchive:
     def _claim(self, organization_id: str) -> None:
         # Another task may be doing the same, and so may a shard beside this one.
         with self._claiming:
-            path = identity_path()
             try:
-                data, version = self._store.get(path)
+                data, version = self._store.get(IDENTITY_PATH)
             except FileNotFoundError:
                 return  # a dry run, where there is no archive yet
-            found = Identity.model_validate_json(data)
-            refuse_other(self._store.url, found, organization_id)
-            identity = found.model_copy(update={"organization_id": organization_id})
+            found = parsed(self.tree, data)
+            identity = claimed(self.tree, found, organization_id)
             if found.organization_id is None and self.writer is not None:
                 try:
-                    self._store.put(path, _json(identity), version)
+                    self._store.put(IDENTITY_PATH, _json(identity), version)
                 except StoreError as error:
                     raise StoreError(errno.EBUSY, str(error.strerror), retryable=True) from None
             self._identity = identity
@@ -426,3 +420,7 @@ class StoreFolder:
         if name not in self._found:
             raise FileNotFoundError(name)
         return self._found[name]
+
+
+def _json(identity: Identity) -> bytes:
+    return f"{identity.model_dump_json(indent=2)}\n".encode()

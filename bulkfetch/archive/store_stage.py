@@ -93,7 +93,7 @@ class StoreStage:
 
     async def restore(self) -> AsyncIterator[bytes]:
         """See `Stage.restore`: there is never anything."""
-        for nothing in ():
+        for nothing in tuple[bytes]():
             yield nothing
 
     def discard(self) -> None:

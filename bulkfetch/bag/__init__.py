@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from bulkfetch.archive import files
+from bulkfetch.archive import files, tree_at
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import hold_still
 from bulkfetch.bag.contents import Contents
@@ -98,7 +98,7 @@ def make_bag(
     """
     began = time.monotonic()
     with files.named(out):
-        identity = archive_at(out)
+        identity = archive_at(tree_at(out))
         root = Path(out).resolve()
     with ExitStack() as stack:
         stack.enter_context(hold_still(root / PRIVATE))

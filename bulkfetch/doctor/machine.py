@@ -11,9 +11,11 @@ from pathlib import Path
 from pydantic import ValidationError
 from yarl import URL
 
-from bulkfetch.archive import Identity, LocalArchive, files
+from bulkfetch.archive import Identity, files
 from bulkfetch.archive.identity import identity_of
+from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.lock import at_work
+from bulkfetch.archive.tree import LocalTree
 from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
 from bulkfetch.limits import files_needed
 from bulkfetch.models import Summary
@@ -64,18 +66,18 @@ class Destination:
 
     def _directory(self) -> str:
         with files.named(self._out):
-            LocalArchive.check(self._out, identity_of(self._root) or self._wanted)
+            LocalArchive.check(self._out, identity_of(LocalTree(self._root)) or self._wanted)
             if self._root.exists():
                 return f"{self._root.resolve()} can be written"
             return f"{self._root.absolute()} is not there yet, and can be made"
 
     async def _archive(self, organization_id: str | None) -> str:
-        found = await aside(lambda: identity_of(self._root))
+        found = await aside(lambda: identity_of(LocalTree(self._root)))
         if found is None:
             raise SkippedError("none yet: the first run makes it one")
-        archive = LocalArchive.open_read_only(self._out, self._wanted)
         if organization_id:
-            await archive.claim(organization_id)
+            with LocalArchive.read_only(self._out, self._wanted) as archive:
+                await archive.claim(organization_id)
         # Shards may run side by side.
         if self._settings.shard is None and at_work(self._root / PRIVATE):
             raise ProblemError("a run is at work in it", "wait for it to end")

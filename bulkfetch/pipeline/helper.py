@@ -17,7 +17,7 @@ from contextlib import suppress
 
 from bulkfetch import logs
 from bulkfetch.api import API, LentTokens, Token
-from bulkfetch.archive import LocalArchive
+from bulkfetch.archive import Destination
 from bulkfetch.errors import BulkfetchError, unexpected
 from bulkfetch.journal import Failure, Journal, Recorder, Tally
 from bulkfetch.models import ManifestRow
@@ -65,12 +65,12 @@ class _Helper:
         async with connect(settings) as transport:
             api = API(transport, settings.api_base_url, LentTokens(self._borrow))
             self._services = Services(settings, transport, api, budget, is_first=False)
-            with LocalArchive.join(
-                settings.out,
+            with Destination(settings.out).join(
                 start.run_id,
                 start.identity,
                 start.writer,
                 start.number,
+                self._services.keep_again,
                 durable=not settings.no_fsync,
             ) as archive:
                 journal = Journal(archive.growing(f"journal-{start.number}.jsonl"), start.head)

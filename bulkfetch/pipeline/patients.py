@@ -66,9 +66,9 @@ class Services:
         self._include_coverages = settings.include_coverages
         self._breakers = [
             Breaker(name, settings.max_outage, has_answered=not is_first)
-            for name in ("the API", "the storage")
+            for name in ("the API", "the storage", "the destination")
         ]
-        self._query_again, self.fetch_again = (
+        self._query_again, self.fetch_again, self.keep_again = (
             Retry(settings.retries, budget, breaker) for breaker in self._breakers
         )
 

@@ -20,7 +20,7 @@ from yarl import URL
 
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
-from bulkfetch.archive import Archive, Identity, LocalArchive
+from bulkfetch.archive import Archive, Destination, Identity
 from bulkfetch.errors import (
     BulkfetchError,
     FetchError,
@@ -72,6 +72,7 @@ class Run:
         self._facts = facts
         self._settings = fit_to_open_files(settings)
         self._processes = processes_for(self._settings, facts.distinct)
+        self._destination = Destination(settings.out)
         self._progress = progress or NoProgress()
         self._foreseen = foreseen
         self._grace_s = grace_s
@@ -125,7 +126,7 @@ class Run:
         identity = Identity(
             api_host=URL(settings.api_base_url).host or "", path_template=settings.path_template
         )
-        LocalArchive.check(settings.out, identity)
+        self._destination.check(identity)
         share = share_of(settings, 1, self._processes)
         with ExitStack() as stack:
             shared = stack.enter_context(shared_file(self._processes))
@@ -168,12 +169,14 @@ class Run:
         if settings.dry_run:
             forecaster = Forecaster(self._tally, self._foreseen)
             self._recorder = self._forecaster = stack.enter_context(forecaster)
-            return LocalArchive.open_read_only(settings.out, identity)
+            return stack.enter_context(
+                self._destination.read_only(identity, self._services.keep_again)
+            )
         archive = stack.enter_context(
-            LocalArchive.open(
-                settings.out,
+            self._destination.open(
                 self.run_id,
                 identity,
+                self._services.keep_again,
                 shard=settings.shard,
                 durable=not settings.no_fsync,
                 is_joined=self._processes > 1,

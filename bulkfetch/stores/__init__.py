@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from yarl import URL
@@ -40,17 +39,14 @@ def file_path(text: str) -> str:
     return url.path
 
 
-def open_store(
-    url: str, *, retries: int = 0, options: Mapping[str, str] | None = None
-) -> Store:
+def open_store(url: str, *, retries: int = 0) -> Store:
     """Return a store by its URL, such as `s3://bucket/prefix`; nothing is asked of it yet.
 
-    Credentials, region and endpoint come from where the cloud's own tools have them: `AWS_*`,
-    `GOOGLE_*` and `AZURE_*` in the environment, or the machine's own identity.
+    Credentials, region, endpoint and encryption come from where the cloud's own tools have them:
+    `AWS_*`, `GOOGLE_*` and `AZURE_*` in the environment, or the machine's own identity.
 
     Args:
         retries: tries after the first, which wait as `obstore` has it; for reading outside a run.
-        options: of the store's own, such as server-side encryption.
 
     Raises:
         ConfigurationError: it is no such URL, the extra is missing, or the endpoint is not safe.
@@ -61,5 +57,4 @@ def open_store(
         raise ConfigurationError(
             f"{url} takes an extra to reach: pip install 'bulkfetch[cloud]'"
         ) from None
-    return opened(url, retries, options or {})
-
+    return opened(url, retries)

@@ -13,11 +13,11 @@ import errno
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import obstore
 from obstore import ObjectMeta, WritableFile, exceptions
@@ -26,6 +26,9 @@ from yarl import URL
 
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.stores import StoreError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]+)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?")
@@ -280,7 +283,7 @@ class _Joined(io.RawIOBase):
         self._at = max(0, start + offset)
         return self._at
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: Buffer, /) -> int:
         view = memoryview(buffer).cast("B")
         offset = self._at - self._block_at
         if not 0 <= offset < len(self._block):
@@ -303,7 +306,7 @@ class _Joined(io.RawIOBase):
             begin += part.size
 
 
-def opened(url: str, retries: int, options: Mapping[str, str]) -> Store:
+def opened(url: str, retries: int) -> Store:
     """See `open_store`."""
     found = _URL.fullmatch(url)
     scheme = found["scheme"].lower() if found else ""
@@ -314,14 +317,12 @@ def opened(url: str, retries: int, options: Mapping[str, str]) -> Store:
         )
     if any(part in ("", ".", "..") for part in (found["path"] or "").strip("/").split("/")[1:]):
         raise ConfigurationError(f"{url} has an empty name or dots in it: write it without them")
-    config: dict[str, str] = dict(options)
-    if scheme == "s3":
-        # The store refuses what does not arrive as it was sent.
-        config["checksum_algorithm"] = "SHA256"
+    # S3 refuses what does not arrive as it was sent; not all that speak it can delete in bulk.
+    of_s3: Any = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
     try:
         store = from_url(
             f"{scheme}://{found['bucket']}{(found['path'] or '').rstrip('/')}",
-            config=config,  # type: ignore[arg-type]  each kind has its own keys
+            config=of_s3 if scheme == "s3" else None,
             client_options={
                 "allow_http": _is_loopback(scheme),
                 "connect_timeout": f"{_CONNECT_S}s",

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bulkfetch.archive import LocalTree, files
+from bulkfetch.archive import files, tree_at
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import at_work
 from bulkfetch.manifest import Manifest
@@ -87,7 +87,7 @@ def verify(
     root = Path(out)
     began = time.monotonic()
     with files.named(out):
-        identity = archive_at(out)
+        identity = archive_at(tree_at(out))
         if manifest:
             manifest.check()
         root = root.resolve()
@@ -114,7 +114,7 @@ def verify(
             checked.digests.clear()
             sums.add(checked)
 
-        with Journals(LocalTree(root), damaged, heads) as journals:
+        with Journals(tree_at(out), damaged, heads) as journals:
             check_images(root, identity, sample, processes, told, take=take)
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
