@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import re
 import subprocess
 import sys
 import threading
 import urllib.request
+from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from typing import Self
 from uuid import uuid4
 from xml.etree import ElementTree as ET
 
+import pytest
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector, web
 from multidict import CIMultiDict
 from obstore.store import S3Store
@@ -84,10 +87,9 @@ class Cut(Exception):  # noqa: N818  (what happens to the connection, not what w
 
 def refuse(status: int, code: str) -> Fault:
     """An error of the store in place of an answer: `refuse(503, "SlowDown")`."""
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
 
     async def fault(_: bytes, forward: Forward) -> Answer:
-        return Answer(status, CIMultiDict({"Content-Type": "application/xml"}), body)
+        return _refusal(status, code)
 
     return fault
 
@@ -152,6 +154,8 @@ class Rule:
 class FaultProxy:
     """Passes requests on to a store, byte for byte with the headers as signed, but for faults.
 
+    A body that is not the one whose SHA-256 was sent with it is refused, as S3 does and moto does
+    not.
     `rules` may be changed at any time; the first that strikes a request is the one that counts.
     """
 
@@ -231,6 +235,8 @@ class FaultProxy:
     async def _forward(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes
     ) -> Answer:
+        if not _is_as_told(headers, body):
+            return _refusal(400, "BadDigest")
         url = URL(self._store_url + target, encoded=True)
         passed = CIMultiDict(headers)
         for name in _HOP_BY_HOP:
@@ -242,6 +248,21 @@ class FaultProxy:
             for name in _HOP_BY_HOP if method != "HEAD" else _HOP_BY_HOP[:-1]:
                 answered.popall(name, None)
             return Answer(response.status, answered, await response.read())
+
+
+def _refusal(status: int, code: str) -> Answer:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"
+    return Answer(status, CIMultiDict({"Content-Type": "application/xml"}), body.encode())
+
+
+def _is_as_told(headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a body has the SHA-256 that is signed with it, and the one that is to be kept."""
+    digest = hashlib.sha256(body)
+    signed = headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
+    kept = headers.get("x-amz-checksum-sha256")
+    return signed in ("UNSIGNED-PAYLOAD", digest.hexdigest()) and (
+        kept is None or b64decode(kept) == digest.digest()
+    )
 
 
 class GoogleProxy(FaultProxy):
@@ -267,9 +288,9 @@ class GoogleProxy(FaultProxy):
             passed["x-amz-copy-source"] = source
         async with self._turn:
             if wanted is not None and wanted != self._generations.get(key, "0"):
-                return Answer(412)
+                return _refusal(412, "PreconditionFailed")
             if method == "DELETE" and not query and self._generations.pop(key, None) is None:
-                return Answer(404)
+                return _refusal(404, "NoSuchKey")
             answer = await super()._forward(method, target, passed, body)
             if answer.status == 200 and _writes(method, query):
                 self._given += 1
@@ -293,6 +314,11 @@ class Bucket:
     environment: Mapping[str, str]
     proxy: FaultProxy
     store_url: str
+
+    def export(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put what reaches it into this process's environment, for as long as a test lasts."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
 
     def contents(self) -> dict[str, bytes]:
         """What is there indeed: read past the proxy."""

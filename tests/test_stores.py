@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -40,8 +41,7 @@ MIB = 1024 * 1024
 def any_bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A bucket of each kind, reached by this process's environment."""
     bucket: Bucket = request.getfixturevalue(request.param)
-    for name, value in bucket.environment.items():
-        monkeypatch.setenv(name, value)
+    bucket.export(monkeypatch)
     return bucket
 
 
@@ -150,10 +150,29 @@ def test_a_lost_object_looks_stored(any_bucket: Bucket, store: ObjectStore) -> N
     assert any_bucket.contents() == {}
 
 
-def test_a_damaged_object_is_stored_as_another(any_bucket: Bucket, store: ObjectStore) -> None:
-    any_bucket.proxy.strike("^PUT", damage)
-    store.put("a", b"one")
-    assert any_bucket.contents() == {"in/here/a": b"ond"}
+@pytest.mark.parametrize(
+    "options", [{}, {"AWS_CHECKSUM_ALGORITHM": "SHA256", "AWS_UNSIGNED_PAYLOAD": "true"}]
+)
+def test_s3_refuses_a_damaged_object(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, options: dict[str, str]
+) -> None:
+    bucket.export(monkeypatch)
+    for name, value in options.items():
+        monkeypatch.setenv(name, value)
+    bucket.proxy.strike("^PUT", damage)
+    with pytest.raises(GenericError, match="BadDigest"):
+        from_url(bucket.url).put("a", b"one")
+    assert bucket.contents() == {}
+
+
+def test_google_keeps_a_damaged_object_and_says_its_md5(
+    google_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    google_bucket.export(monkeypatch)
+    google_bucket.proxy.strike("^PUT", damage)
+    result = from_url(google_bucket.url).put("a", b"one")
+    assert google_bucket.contents() == {"a": b"ond"}
+    assert result["e_tag"] == f'"{hashlib.md5(b"ond").hexdigest()}"'
 
 
 def test_a_late_answer_is_an_answer(any_bucket: Bucket, store: ObjectStore) -> None:
