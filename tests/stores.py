@@ -48,7 +48,6 @@ def serving_s3() -> Iterator[str]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.communicate(timeout=60)
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Asked:
 
     what: str
     headers: CIMultiDict[str]
-    body: bytes
     status: int
 
 
@@ -215,9 +213,9 @@ class FaultProxy:
         try:
             answer = await (rule.fault(body, forward) if rule else forward(body))
         except Cut as cut:
-            self.asked.append(Asked(what, headers, body, 0))
+            self.asked.append(Asked(what, headers, 0))
             return await self._cut(request, cut)
-        self.asked.append(Asked(what, headers, body, answer.status))
+        self.asked.append(Asked(what, headers, answer.status))
         return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
     async def _cut(self, request: web.BaseRequest, cut: Cut) -> web.StreamResponse:
