@@ -22,6 +22,7 @@ import pytest
 from hypothesis import settings
 
 from bulkfetch.simulator import Simulator, SimulatorConfig
+from tests.stores import Bucket, google_bucket, s3_bucket, serving_s3
 
 # No example is too slow, since the machine may be. CI tries the same examples each time, so that a
 # change is judged by itself; everywhere else new ones are looked for.
@@ -29,11 +30,13 @@ settings.register_profile("search", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 
+_OURS_OR_A_STORES = ("BULKFETCH_", "AWS_", "AZURE_", "GOOGLE_")
+
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("BULKFETCH_") or name.lower().endswith("_proxy"):
+        if name.startswith(_OURS_OR_A_STORES) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
 
 
@@ -74,6 +77,27 @@ def serve() -> Iterator[Serve]:
             return stack.enter_context(serving(config))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of an S3 that all tests of a process share, each with buckets of its own."""
+    with serving_s3() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3: str) -> Iterator[Bucket]:
+    """An empty bucket of S3, with a proxy before it that fails as told."""
+    with s3_bucket(s3) as made:
+        yield made
+
+
+@pytest.fixture(name="google_bucket")
+def _google_bucket(s3: str) -> Iterator[Bucket]:
+    """An empty bucket of Google Cloud Storage, with a proxy before it that fails as told."""
+    with google_bucket(s3) as made:
+        yield made
 
 
 @pytest.fixture
