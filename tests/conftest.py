@@ -213,8 +213,8 @@ def bulkfetch(
 
 def download(
     simulator: Simulator,
-    manifest: Path,
-    out: Path,
+    manifest: str | Path,
+    out: str | Path,
     *options: str | Path,
     within: Sequence[str] = (),
 ) -> Result:

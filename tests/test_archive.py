@@ -672,8 +672,8 @@ def test_an_archive_whose_identity_cannot_be_read_is_refused(root: Path, content
 
 
 async def test_looking_into_an_archive_makes_nothing(root: Path) -> None:
-    archive = LocalArchive.open_read_only(str(root), IDENTITY)
-    LocalArchive.check(str(root), IDENTITY)
-    assert await held(archive) is None
-    await archive.claim("one")
+    with LocalArchive.read_only(str(root), IDENTITY) as archive:
+        LocalArchive.check(str(root), IDENTITY)
+        assert await held(archive) is None
+        await archive.claim("one")
     assert names(root.parent) == set()
