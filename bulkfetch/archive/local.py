@@ -25,6 +25,7 @@ from bulkfetch.archive.look import look, paths_of
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
+from bulkfetch.logs import plain
 from bulkfetch.models import (
     Shard,
     Sidecar,
@@ -101,7 +102,7 @@ class LocalArchive:
                 identity_for(root, identity)
                 nearest = root
             else:
-                nearest = next(parent for parent in root.absolute().parents if parent.exists())
+                nearest = files.nearest(root)
                 if not nearest.is_dir():
                     raise DestinationError(
                         f"{out} cannot be made: {nearest} is a file; name another with --out"
@@ -304,8 +305,9 @@ class LocalArchive:
             known = found.organization_id
             if known not in (None, organization_id):
                 raise ArchiveMismatchError(
-                    f"{self._root} is the archive of organization {known}, and these credentials "
-                    f"are of organization {organization_id}: name another directory with --out"
+                    f"{self._root} is the archive of organization {plain(known)}, and these "
+                    f"credentials are of organization {plain(organization_id)}: name another "
+                    "directory with --out"
                 )
             identity = found.model_copy(update={"organization_id": organization_id})
             if known is None and self.writer is not None:
