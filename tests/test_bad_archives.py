@@ -211,7 +211,13 @@ def twin(accounts: list[Account], tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 @pytest.fixture(
-    params=["cut at its end", "cut in a kill", "merged with a twin", "merged with a stranger"]
+    params=[
+        "cut at its end",
+        "cut in a kill",
+        "a pipe for a summary",
+        "merged with a twin",
+        "merged with a stranger",
+    ]
 )
 def odd(
     request: pytest.FixtureRequest, accounts: list[Account], twin: Account, ours: Account
@@ -221,6 +227,8 @@ def odd(
         cut_the_journal(ours.archive)
     elif request.param == "cut in a kill":
         cut_off_the_run(ours.archive)
+    elif request.param == "a pipe for a summary":
+        instead(os.mkfifo)(next(ours.archive.glob(".bulkfetch/runs/*/summary.json")))
     else:
         merge(twin if request.param == "merged with a twin" else accounts[1], ours.archive)
     return ours, request.param
@@ -236,6 +244,11 @@ ANSWERS: Mapping[str, Answers] = {
         "verify": (0, "nothing is missing, changed or stray"),
         "bag": (0, "each read once and verified"),
         "status": (1, "was killed", "run the same command again"),
+    },
+    "a pipe for a summary": {
+        "verify": (1, "summary.json: it is no summary"),
+        "bag": (1, "does not verify", "journal"),
+        "status": (1, "it is no summary"),
     },
     "merged with a twin": {
         "verify": (0, "runs: 2", "nothing is missing, changed or stray"),

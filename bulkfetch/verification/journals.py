@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 from pydantic import ValidationError
 
 from bulkfetch import chain
+from bulkfetch.archive import files
 from bulkfetch.archive.base import PRIVATE
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import on_disk, private_database
@@ -253,7 +254,7 @@ class Journals:
     def _summary(self, run: Path, checked: Checked) -> Summary | None:
         path = run / "summary.json"
         try:
-            return Summary.model_validate_json(path.read_bytes())
+            return Summary.model_validate_json(files.read(path))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError):
