@@ -271,9 +271,12 @@ def test_two_runs_on_one_archive(serve: Serve, tmp_path: Path, manifest: Path) -
     clear(result, 4, "the-other", str(os.getpid()))
 
 
-@pytest.mark.parametrize("arguments", [[], ["downlaod"], ["download"], ["manifest"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["downlaod"], ["download"], ["manifest"], ["manifest", "chekc"]]
+)
 def test_a_command_line_that_is_none(arguments: list[str]) -> None:
     result = bulkfetch(*arguments)
     assert result.status == 2
     assert "usage:" in result.err
+    assert "rest" not in result.err
     assert not result.out

@@ -322,10 +322,17 @@ def test_what_is_no_archive_is_status_2(there: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["--to=none/bag", "--tar=none/bag.tar"])
-def test_a_directory_that_is_missing_is_status_4(archive: Path, there: Path, form: str) -> None:
+def test_a_directory_that_is_missing_is_status_4_and_how_to_make_it_is_said(
+    archive: Path, there: Path, form: str
+) -> None:
     result = bag(archive, form, there)
     assert result.status == 4
-    assert "No such file or directory" in result.err
+    assert f"{there / 'none'} is not there: make it (mkdir -p {there / 'none'})" in result.err
+    assert form.partition("=")[0] in result.err
+    (there / "none").touch()
+    result = bag(archive, form, there)
+    assert result.status == 4
+    assert f"{there / 'none'} is no directory" in result.err
 
 
 def test_bag_info_says_what_is_true_and_what_was_given(archive: Path, there: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bulkfetch.simulator import Simulator
-from tests.conftest import Result, Serve, bulkfetch, download, write_manifest
+from tests.conftest import Result, Serve, download, write_manifest
 from tests.stores import SECRET, Bucket
 
 

@@ -646,12 +646,36 @@ def test_a_full_disk_is_status_4_and_leaves_manifest_and_cursor_as_they_were(
     assert "m.csv.cursor.json" not in shown
 
 
-def test_a_directory_that_is_not_there_or_may_not_be_written_is_status_4(
-    serve: Serve, tmp_path: Path
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["no where/m.csv"], "MANIFEST"),
+        (["m.csv", "--since-last", "--out=archive", "--cursor=no where/c.json"], "--cursor"),
+    ],
+)
+def test_a_directory_that_is_not_there_is_status_4_before_anything_is_asked(
+    serve: Serve, tmp_path: Path, arguments: list[str], option: str
 ) -> None:
-    result = build(serve(), tmp_path / "nowhere" / "m.csv")
+    simulator = serve()
+    result = bulkfetch(
+        "manifest", "build", *arguments, environment=credentials(simulator), cwd=tmp_path
+    )
     assert result.status == 4
-    assert "cannot be used" in result.err
+    assert f"make it (mkdir -p 'no where'), or name another with {option}" in result.err
+    assert not simulator.requests
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_for_since_last_alone_is_refused_without_it(serve: Serve, tmp_path: Path) -> None:
+    simulator, path = serve(), tmp_path / "m.csv"
+    options = ("--out", tmp_path / "archive", "--cursor", tmp_path / "c.json")
+    result = build(simulator, path, *options, "--since=2026-01-01")
+    assert result.status == 2
+    assert "--out and --cursor can do nothing without --since-last" in result.err
+    assert not simulator.requests
+    # In the environment it may be there for the other commands.
+    environment = {**credentials(simulator), "BULKFETCH_OUT": str(tmp_path / "archive")}
+    assert bulkfetch("manifest", "build", path, environment=environment).status == 0
 
 
 def test_standard_output_has_the_rows_as_they_come_and_may_be_closed_early(

@@ -146,12 +146,13 @@ def test_a_full_disk_is_status_4_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.err.splitlines()[-1].strip() == "0"
 
 
-def test_a_place_that_cannot_be_written_is_status_4(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["to", "to/below"])
+def test_a_place_that_cannot_be_written_is_status_4(tmp_path: Path, place: str) -> None:
     path = write_manifest(tmp_path / "m.csv", ["p-1"])
     (tmp_path / "to").write_text("a file")
-    result = bulkfetch("manifest", "split", path, "--shards=2", "--to", tmp_path / "to")
+    result = bulkfetch("manifest", "split", path, "--shards=2", "--to", tmp_path / place)
     assert result.status == 4
-    assert "cannot be used" in result.err
+    assert f"{tmp_path / 'to'} is a file: name a directory with --to" in result.err
 
 
 def test_parquet_without_pyarrow_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import math
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,6 +56,29 @@ def make_directory(path: Path) -> None:
     """Make a directory and whatever of those above it is missing, each private to its owner."""
     for missing in reversed([path, *path.parents]):
         missing.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+
+
+def nearest(path: Path) -> Path:
+    """Return what is there of a path: itself, or whatever is nearest above it."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists())
+
+
+def check_parent(path: Path, option: str) -> None:
+    """See that the directory is there in which a new file or directory is to be.
+
+    Raises:
+        DestinationError: it is not; `option` is what names the path.
+    """
+    parent = path.parent
+    with named(str(path)):
+        if parent.is_dir():
+            return
+        what = (
+            "is no directory:"
+            if parent.exists()
+            else f"is not there: make it (mkdir -p {shlex.quote(str(parent))}), or"
+        )
+    raise DestinationError(f"{parent} {what} name another with {option}")
 
 
 @contextmanager
@@ -130,7 +154,7 @@ def open_to_read(name: str | Path, directory: int | None = None) -> int:
 
 
 @contextmanager
-def opened(name: str, directory: int) -> Iterator[int]:
+def opened(name: str | Path, directory: int | None = None) -> Iterator[int]:
     """Open a file to be read, as `open_to_read` does."""
     descriptor = open_to_read(name, directory)
     try:
@@ -139,7 +163,7 @@ def opened(name: str, directory: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def read(name: str, directory: int, at_most: float = math.inf) -> bytes:
+def read(name: str | Path, directory: int | None = None, at_most: float = math.inf) -> bytes:
     """Return a file's bytes, of a file longer than `at_most` only its beginning."""
     with opened(name, directory) as descriptor:
         return read_to_end(descriptor, at_most)

@@ -115,8 +115,8 @@ def claimed(tree: Tree, identity: Identity, organization_id: str) -> Identity:
     known = identity.organization_id
     if known not in (None, organization_id):
         raise ArchiveMismatchError(
-            f"{tree.name} is the archive of organization {known}, and these credentials are of "
-            f"organization {organization_id}: name another directory with --out"
+            f"{tree.name} is the archive of organization {plain(known)}, and these credentials are "
+            f"of organization {plain(organization_id)}: name another directory with --out"
         )
     return identity.model_copy(update={"organization_id": organization_id})
 

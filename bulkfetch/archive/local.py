@@ -89,7 +89,7 @@ class LocalArchive:
                 identity_for(LocalTree(root), identity)
                 nearest = root
             else:
-                nearest = next(parent for parent in root.absolute().parents if parent.exists())
+                nearest = files.nearest(root)
                 if not nearest.is_dir():
                     raise DestinationError(
                         f"{out} cannot be made: {nearest} is a file; name another with --out"

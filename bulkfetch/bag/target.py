@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from bulkfetch.archive import files
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.verification import Source
 
@@ -35,10 +36,12 @@ def outside(to: str, archive: Path, option: str) -> Path:
 
     Raises:
         ConfigurationError: it would be a part of the archive.
+        DestinationError: the directory in which it would be is not there.
     """
     path = Path(to).resolve()
     if path.is_relative_to(archive):
         raise ConfigurationError(
             f"{to} is in the archive, which a bag cannot be a part of: name another with {option}"
         )
+    files.check_parent(path, option)
     return path

@@ -143,8 +143,12 @@ class _Build:
                 f"--since {settings.since:%Y-%m-%dT%H:%M:%SZ} is to come: correct it, or this "
                 "machine's clock"
             )
-        if self._path and self._path.is_dir():
-            raise ConfigurationError(f"{self._target} is a directory: name a file in it")
+        if self._path:
+            files.check_parent(self._path, "MANIFEST")
+            if self._path.is_dir():
+                raise ConfigurationError(f"{self._target} is a directory: name a file in it")
+            if settings.since_last:
+                files.check_parent(self._cursor_path, "--cursor")
         with writing(io.BytesIO(), self._form, self._columns, compress=False):
             pass  # whether the form can be written is known before anything is asked
 

@@ -144,7 +144,7 @@ def _is_archived(out: Path, pending: Pending) -> bool:
             if path.parent.name < earliest:
                 continue
             with suppress(ValidationError):
-                summary = Summary.model_validate_json(path.read_bytes())
+                summary = Summary.model_validate_json(files.read(path))
                 is_of_it = summary.manifest_sha256 == pending.manifest_sha256
                 if is_of_it and summary.exit_code == 0:
                     done.add(summary.shard or "1/1")

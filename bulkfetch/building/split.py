@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from bulkfetch.archive import files
-from bulkfetch.errors import ConfigurationError
+from bulkfetch.errors import ConfigurationError, DestinationError
 from bulkfetch.manifest import STANDARD_INPUT, Manifest, ManifestFormat
 from bulkfetch.manifest.forms import COVERAGE_ID, PATIENT_ID
 from bulkfetch.manifest.writer import GZIP_ENDING, Cells, Writer, form_of, writing
@@ -46,12 +46,16 @@ def split_manifest(
     Raises:
         ConfigurationError: the number is out of bounds, a file of such a name is there, or the
             manifest is a bad one (`ManifestError`).
-        DestinationError: the directory cannot be written.
+        DestinationError: the directory is none, or cannot be written.
     """
     if not 2 <= shares <= SHARES_AT_MOST:
         raise ConfigurationError(f"--shards must be from 2 to {SHARES_AT_MOST}, not {shares}")
     source = os.fspath(source)
     form = form_of(source, given or (ManifestFormat.csv if source == STANDARD_INPUT else None))
+    with files.named(str(to)):
+        nearest = files.nearest(to)
+        if not nearest.is_dir():
+            raise DestinationError(f"{nearest} is a file: name a directory with --to")
     paths = _paths(source, form, shares, to)
     for path in paths:
         if path.exists() or path.is_symlink():

@@ -135,7 +135,7 @@ _ADVICE: dict[type[BulkfetchError], str] = {
     BadResponseError: "see what answers there, perhaps a proxy: check --environment and --api-url",
     ConnectionFailedError: "check the network, its firewall and proxy, --environment and --api-url",
     TimedOutError: "check the network, its firewall and proxy, --environment and --api-url",
-    ArchiveMismatchError: "give the options of the runs before, or another directory with --out",
+    ArchiveMismatchError: "do as it says, or name another directory with --out",
     ConfigurationError: "see to that first: a run would fetch nothing",
     BulkfetchError: "make it usable, or name another directory with --out",
 }

@@ -186,7 +186,7 @@ def _mean_image_bytes(root: Path) -> float:
     runs = sorted(root.glob(f"{PRIVATE}/runs/*/summary.json"))
     for path in runs[-_SUMMARIES_READ_AT_MOST:]:
         try:
-            summary = Summary.model_validate_json(path.read_bytes())
+            summary = Summary.model_validate_json(files.read(path))
         except (OSError, ValidationError):
             continue
         size += summary.bytes

@@ -20,7 +20,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import obstore
-from obstore import ObjectMeta, WritableFile, exceptions
+from obstore import exceptions
 from obstore.store import ObjectStore, from_url
 from yarl import URL
 
@@ -28,6 +28,7 @@ from bulkfetch.errors import ConfigurationError
 from bulkfetch.stores import StoreError
 
 if TYPE_CHECKING:
+    from obstore import ObjectMeta, WritableFile
     from typing_extensions import Buffer
 
 SCHEMES = ("s3", "gs", "az")

@@ -42,7 +42,8 @@ ADVICE = {
     Kind.schema: "verify with the version of bulkfetch that wrote it",
     Kind.inconsistent: "see who changed it; restore it from a copy of the archive",
     Kind.misplaced: "move it back to where it was, or restore it from a copy",
-    Kind.foreign: "move it to the archive of its own account",
+    Kind.foreign: "move it to the archive of its own account, and the runs that brought it "
+    "(.bulkfetch/runs/<run_id>), before another run here names them",
     Kind.stray: "run download if it is an image without a sidecar; move anything else away",
     Kind.part: "nothing is lost: the next download continues or removes it",
     Kind.link: "move it away: a link is never followed, and is no image",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 
 from bulkfetch.cli.options import command_parser
@@ -24,9 +25,12 @@ def run(argv: Sequence[str]) -> int:
         ["bulkfetch manifest check patients.csv", "bulkfetch manifest build --help"],
         arguments="COMMAND MANIFEST",
     )
-    parser.add_argument("command", metavar="COMMAND", help="one of these")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    if given.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     parser.refuse_unknown(given.command, COMMANDS)
     status: int = importlib.import_module(f"{__name__}.{given.command}").run(given.rest)
     return status

@@ -31,6 +31,10 @@ from bulkfetch.words import counted
 log = logging.getLogger(__name__)
 
 
+# In the environment or a file they may be meant for other builds.
+_CURSORS = ("out", "cursor")
+
+
 class BuildSettings(ShownConnection, Building):
     """The options of `manifest build`."""
 
@@ -57,7 +61,13 @@ def run(argv: Sequence[str]) -> int:
     )
     add_options(parser, BuildSettings)
     namespace = parser.parse_args(argv)
-    settings = load(BuildSettings, given_options(namespace, "manifest"))
+    given = given_options(namespace, "manifest")
+    settings = load(BuildSettings, given)
+    if not settings.since_last and (useless := [f"--{key}" for key in _CURSORS if key in given]):
+        raise ConfigurationError(
+            f"{' and '.join(useless)} can do nothing without --since-last: give that too, or leave "
+            "out what is for it alone"
+        )
     if settings.as_json and namespace.manifest == STANDARD_OUTPUT:
         raise ConfigurationError("--json and - both want standard output: name a file")
     logs.configure(settings.log_level, settings.log_format)
