@@ -338,7 +338,7 @@ class PatientSums(_Frozen):
 
 
 class ImageSums(_Frozen):
-    """Images by their outcome; `listed` is the sum of the rest."""
+    """Images by their outcome, at each row that lists them; `listed` is the sum of the rest."""
 
     listed: int = 0
     downloaded: int = 0
@@ -373,6 +373,7 @@ class Summary(_Frozen):
     the archive that were found to be no longer listed, by what became of them. `failures` is the
     path of the manifest of what failed, None where nothing did; `failed_by_kind` counts the same
     patients by the kind of their first error. Of a `shard`, the sums are those of its own rows.
+    `listed_again` of the images were brought to the archive by an earlier row of the same run.
     `manifest_sha256` is of the manifest's file, as it was read. A dry run tells what is `to_fetch`.
     """
 
@@ -393,6 +394,7 @@ class Summary(_Frozen):
     head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0
+    listed_again: int = 0
     manifest_sha256: str | None = None
     failures: str | None = None
     bulkfetch_version: str
