@@ -99,7 +99,7 @@ class Destination:
         return f"{kind}, local"
 
     async def _writing(self) -> str:
-        place = _nearest(self._root)
+        place = _nearest(self._root).absolute()
         trying = asyncio.ensure_future(aside(lambda: _try_to_write(place)))
         try:
             await asyncio.shield(trying)
