@@ -32,7 +32,7 @@ from bulkfetch.models import (
     UnlistedSidecar,
     json_text,
 )
-from bulkfetch.plan import Ended, Item, Place
+from bulkfetch.plan import Action, Ended, Item, Place
 
 _FULL_BYTES = 2**16
 
@@ -45,6 +45,7 @@ class Tally:
     Attributes:
         total: patients in the manifest, or in the share of it that somebody else does not count.
         kinds: patients that failed, by the kind of their first error.
+        listed_again: images that an earlier row of the run had brought to the archive.
         hindrance: what holds the run up, in words; None when nothing does.
     """
 
@@ -55,6 +56,7 @@ class Tally:
         self.images: Counter[ImageOutcome] = Counter()
         self.unlisted: Counter[Unlisted] = Counter()
         self.listed = 0
+        self.listed_again = 0
         self.bytes = 0
         self.hindrance: str | None = None
 
@@ -66,6 +68,7 @@ class Tally:
         both.images = self.images + other.images
         both.unlisted = self.unlisted + other.unlisted
         both.listed = self.listed + other.listed
+        both.listed_again = self.listed_again + other.listed_again
         both.bytes = self.bytes + other.bytes
         return both
 
@@ -222,12 +225,14 @@ class FailuresFile(Appender):
 class Recorder:
     """Gives every image its outcome and every patient its state: counted, and journaled if need be.
 
-    Nothing here awaits, so that what is cancelled gets its own, too.
+    Nothing here awaits, so that what is cancelled gets its own, too. The sidecars of `run_id` tell
+    what this run brought to the archive itself.
     """
 
-    def __init__(self, tally: Tally, journal: Journal | None) -> None:
+    def __init__(self, tally: Tally, journal: Journal | None, run_id: str | None = None) -> None:
         self._tally = tally
         self._journal = journal
+        self._run_id = run_id
 
     async def drain(self) -> None:
         """Wait until few lines are pending."""
@@ -298,6 +303,9 @@ class Recorder:
         """Note how an image ended, and return that."""
         self._tally.images[end.outcome] += 1
         self._tally.bytes += end.size_bytes
+        held = end.item.held
+        if end.item.action is Action.keep and held is not None:
+            self._tally.listed_again += held.run_id == self._run_id
         record, row = end.item.record, end.item.row
         self.event(
             "image",

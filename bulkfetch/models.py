@@ -338,7 +338,7 @@ class PatientSums(_Frozen):
 
 
 class ImageSums(_Frozen):
-    """Images by their outcome; `listed` is the sum of the rest."""
+    """Images by their outcome, at each row that lists them; `listed` is the sum of the rest."""
 
     listed: int = 0
     downloaded: int = 0
@@ -370,10 +370,11 @@ class Summary(_Frozen):
 
     `head` is the digest of the last line of the run's first journal, which stands for all that it
     recorded (see `bulkfetch.chain`); None where nothing was written. `unlisted` are the images in
-    the archive that were found to be no longer listed, by what became of them. `failures` is the
-    path of the manifest of what failed, None where nothing did; `failed_by_kind` counts the same
-    patients by the kind of their first error. Of a `shard`, the sums are those of its own rows.
-    `manifest_sha256` is of the manifest's file, as it was read. A dry run tells what is `to_fetch`.
+    the archive that were found to be no longer listed, by what became of them; `listed_again` those
+    that an earlier row brought. `failures` is the path of the manifest of what failed, None where
+    nothing did; `failed_by_kind` counts the same patients by the kind of their first error. Of a
+    `shard`, the sums are those of its own rows. `manifest_sha256` is of the manifest's file, as it
+    was read. A dry run tells what is `to_fetch`.
     """
 
     run_id: str
@@ -393,6 +394,7 @@ class Summary(_Frozen):
     head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0
+    listed_again: int = 0
     manifest_sha256: str | None = None
     failures: str | None = None
     bulkfetch_version: str

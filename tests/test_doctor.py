@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate
@@ -16,12 +18,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bulkfetch.archive import Identity
+from bulkfetch.archive import Identity, files
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.cli.options import DoctorSettings
 from bulkfetch.doctor import Check, State, Sums, examine, machine, set_up
 from bulkfetch.doctor.network import Network
-from bulkfetch.settings import Option
+from bulkfetch.settings import Option, Settings
 from bulkfetch.simulator import Simulator, SimulatorConfig, parse_fault
 from tests.conftest import (
     Result,
@@ -111,7 +113,7 @@ def test_all_is_well_and_nothing_is_left_or_made(serve: Serve, tmp_path: Path) -
     simulator = serve()
     told = doctor(simulator, "--out", tmp_path / "archive")
     assert told.status == 0, told
-    assert told.states(State.skipped) == ["TLS", "archive", "writing"]
+    assert told.states(State.skipped) == ["TLS", "archive"]
     assert told.named("TLS").detail.endswith("loopback over http")
     assert "HTTP 206" in told.named("storage").detail
     assert "crc32c and md5" in told.named("storage").detail
@@ -206,7 +208,7 @@ WRONG = {
     "port": ({"BULKFETCH_API_URL": DEAD}, "API", "127.0.0.1", "--api-url"),
     "auth port": ({"BULKFETCH_AUTH_URL": DEAD}, "token", "127.0.0.1", "network"),
     "variable": (
-        {"BULKFETCH_ENVIROMENT": "staging"}, "variables", "BULKFETCH_ENVIRONMENT meant", "name",
+        {"BULKFETCH_ENVIROMENT": "staging"}, "variables", "did you mean BULKFETCH_ENV", "name",
     ),
     "half": ({"BULKFETCH_CLIENT_ID": ""}, "credentials", "BULKFETCH_CLIENT_ID", "first"),
     "both": ({"BULKFETCH_TOKEN": "0badc0de"}, "credentials", "both set", "one of the two"),
@@ -453,8 +455,60 @@ def test_every_option_may_be_wrong_and_all_that_are_wrong_are_named(
         monkeypatch.setenv(f"BULKFETCH_{key.upper()}", "?")
     setup = set_up(DoctorSettings, {})
     assert setup.wrong.keys() == refused
-    assert {setting.source for setting in setup.in_force} == {"default"}
+    assert {one.name for one in setup.every if one.wrong} == refused
+    assert {one.source for one in setup.every if not one.wrong} == {"default"}
+    assert {one.value for one in setup.every if one.wrong} == {"?"}
     assert not setup.tells_where
+
+
+def test_a_wrong_setting_is_told_as_it_was_given_and_by_whom(serve: Serve, tmp_path: Path) -> None:
+    config = tmp_path / "bulkfetch.toml"
+    config.write_text('rate_limit = -3\nside = ["FRONTT", "BACK"]\n', encoding="utf-8")
+    told = doctor(
+        serve(), "--config", config, "--retries", "many", environment={"BULKFETCH_TIMEOUT": "abc"}
+    )
+    wrong = {name: one for name, one in told.settings.items() if one["wrong"]}
+    assert {name: (one["value"], one["source"]) for name, one in wrong.items()} == {
+        "retries": ("many", "command line"),
+        "timeout": ("abc", "BULKFETCH_TIMEOUT"),
+        "rate_limit": ("-3", str(config)),
+        "side": ("FRONTT, BACK", str(config)),
+    }
+    assert "must be a number" in wrong["timeout"]["wrong"]
+
+
+def test_a_person_is_told_a_wrong_setting_apart_from_those_not_set(serve: Serve) -> None:
+    simulator = serve()
+    result = bulkfetch(
+        "doctor", environment={**credentials(simulator), "BULKFETCH_RATE_LIMIT": "abc"}
+    )
+    in_force, _, wrong = result.err.partition("wrong, and left aside")
+    assert "rate_limit" not in in_force
+    assert "\n  rate_limit abc  (BULKFETCH_RATE_LIMIT)\n" in wrong
+
+
+def test_credentials_that_contradict_each_other_are_told_hidden(serve: Serve) -> None:
+    simulator = serve()
+    told = doctor(simulator, environment={"BULKFETCH_TOKEN": "hunter2"})
+    assert told.problem.name == "credentials"
+    shown = {name: one for name, one in told.settings.items() if one["wrong"]}
+    assert shown.keys() == {"token", "client_id", "client_secret"}
+    assert {one["value"] for one in shown.values()} == {"[hidden]"}
+    assert shown["token"]["source"] == "BULKFETCH_TOKEN"
+
+
+def test_a_wrong_url_with_a_password_is_told_hidden(serve: Serve) -> None:
+    told = doctor(serve(), "--api-url", "https://user:hunter2@example.invalid")
+    assert told.settings["api_url"]["value"] == "[hidden]"
+    assert told.settings["api_url"]["wrong"]
+    assert "hunter2" not in str(told)
+
+
+def test_a_file_that_cannot_be_read_is_told_as_a_wrong_setting(serve: Serve) -> None:
+    told = doctor(serve(), environment={"BULKFETCH_CONFIG": "/nowhere.toml"})
+    config = told.settings["config"]
+    assert (config["value"], config["source"]) == ("/nowhere.toml", "BULKFETCH_CONFIG")
+    assert "No such file" in config["wrong"]
 
 
 def test_a_certificate_of_an_unknown_authority(
@@ -543,6 +597,42 @@ def test_a_disk_on_which_no_byte_can_be_written(serve: Serve, tmp_path: Path) ->
     told = doctor(serve(), "--out", tmp_path, within=within)
     assert told.problems == ["writing", "disk"]
     assert "No space left" in told.named("writing").detail
+
+
+@pytest.mark.parametrize("out", ["/proc", "/proc/new/archive"])
+def test_a_directory_that_takes_no_file_whatever_its_permissions_say(
+    serve: Serve, out: str
+) -> None:
+    if not Path("/proc/self").exists() or not os.access("/proc", os.W_OK):
+        pytest.skip("only the superuser of a Linux is told that /proc can be written")
+    told = doctor(serve(), "--out", out)
+    assert told.problem.name == "writing"
+    assert "/proc takes no file" in told.problem.detail
+    assert "--out" in told.problem.advice
+
+
+async def test_the_file_that_tries_a_directory_is_gone_also_when_interrupted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    is_there, go_on = threading.Event(), threading.Event()
+    rename = files.rename
+
+    def rename_later(directory: int, old: str, new: str) -> None:
+        is_there.set()
+        assert go_on.wait(60)
+        rename(directory, old, new)
+
+    monkeypatch.setattr(files, "rename", rename_later)
+    destination = machine.Destination(str(tmp_path), Settings(out=str(tmp_path)))
+    trying = asyncio.create_task(destination._writing())
+    assert await asyncio.to_thread(is_there.wait, 60)
+    (probe,) = everything(tmp_path)
+    assert probe.startswith(".")
+    trying.cancel()
+    asyncio.get_running_loop().call_later(0.2, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await trying
+    assert not everything(tmp_path)
 
 
 def test_a_disk_without_inodes(serve: Serve, tmp_path: Path) -> None:

@@ -497,7 +497,18 @@ def test_an_image_that_two_rows_list_is_fetched_once(
         {"patient_id": None, "coverage_id": image["coverage"]["id"]},
     )
     files = [sidecar for sidecar in found.values() if sidecar["file"]]
-    assert simulator.requests["storage"] == len(files) == result.summary["images"]["downloaded"]
+    images = result.summary["images"]
+    assert simulator.requests["storage"] == len(files) == images["downloaded"]
+    # Each listing has its outcome, and in an empty archive nothing else is unchanged.
+    both = result.summary["listed_again"]
+    assert both >= images["unchanged"] >= 1
+    assert images["listed"] == len(found) + both
+    assert f"counted at each and fetched once: {both} image" in result.err
+    balance(result.summary)
+
+    again = download(simulator, manifest, archive)
+    assert again.summary["listed_again"] == 0
+    assert again.summary["images"]["unchanged"] == images["downloaded"] + images["unchanged"]
 
     # Damaged, it is moved away once, and what is fetched anew stays.
     path = state["_path"].with_name(state["file"]["path"])

@@ -174,6 +174,8 @@ def test_what_would_write_to_the_same_share_is_refused_while_a_shard_runs(
             result = download(simulator, manifest, archive, *options)
             assert result.status == 4, (options, result.err)
             assert f"process {first.pid}" in result.err or not options
+            assert f"shard 1/2 of {archive} is held by another run (run " in result.err
+            assert "wait for it to end; only other shards of 2 may run meanwhile" in result.err
         simulator.faults.clear()
         beside = download(simulator, manifest, archive, "--shard=2/2")
         assert beside.status == 0, beside.err

@@ -87,7 +87,7 @@ def at_work(private: Path) -> dict[str, Shard | None]:
     They are told by their IDs, each with the shard that it has.
     """
     return {
-        who.run_id: Shard(*map(int, shard.groups())) if (shard := _OWNER.fullmatch(owner)) else None
+        who.run_id: _shard_of(owner)
         for owner in _owners(private, "holder")
         if (who := _read_holder(private, owner)) is not None and not who.has_died()
     }
@@ -169,12 +169,28 @@ def _locked(
             if not is_ending or not files.lock(descriptor, deadline, shared=shared):
                 named = f" (run {who.run_id}, process {who.pid} on {who.host})" if who else ""
                 raise DestinationError(
-                    f"{private.parent} is held by another run{named}: wait for it to end"
+                    f"{_held(private, owner)} is held by another run{named}: {_advice(owner)}"
                 )
         yield descriptor
     finally:
         # Which lets go of it, unless another process of the run has it still.
         os.close(descriptor)
+
+
+def _held(private: Path, owner: str) -> str:
+    shard = _shard_of(owner)
+    return f"shard {shard} of {private.parent}" if shard else str(private.parent)
+
+
+def _advice(owner: str) -> str:
+    shard = _shard_of(owner)
+    wait = "wait for it to end"
+    return f"{wait}; only other shards of {shard.shares} may run meanwhile" if shard else wait
+
+
+def _shard_of(owner: str) -> Shard | None:
+    found = _OWNER.fullmatch(owner)
+    return Shard(*map(int, found.groups())) if found else None
 
 
 def _owners(private: Path, what: str) -> Iterator[str]:

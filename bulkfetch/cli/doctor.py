@@ -69,10 +69,10 @@ async def _examine(setup: Setup[DoctorSettings], patient: str | None) -> Sums | 
         task.cancel()
 
     if settings.as_json:
-        for setting in setup.in_force:
+        for setting in setup.every:
             _print("setting", setting)
     else:
-        _say_settings(setup.in_force)
+        _say_settings(setup.every)
     with heeding_signals(interrupt):
         task = asyncio.create_task(examine(setup, settings.out, patient=patient, told=told))
         try:
@@ -95,19 +95,26 @@ def _say_check(check: Check) -> None:
         _say(f"{_INDENT}what to do: {check.advice}")
 
 
-def _say_settings(in_force: Sequence[Setting]) -> None:
+def _say_settings(settings: Sequence[Setting]) -> None:
     say("settings in force, and where each comes from:")
-    by_default, not_set = [], []
-    for name, value, source in in_force:
-        if source != BY_DEFAULT:
-            _say(f"  {name} {value}  ({source})")
-        elif value:
-            by_default.append(f"{name} {value}")
+    by_default, not_set, wrong = [], [], []
+    for setting in settings:
+        given = f"{setting.name} {setting.value}"
+        if setting.wrong:
+            wrong.append(f"{given}  ({setting.source})")
+        elif setting.source != BY_DEFAULT:
+            _say(f"  {given}  ({setting.source})")
+        elif setting.value:
+            by_default.append(given)
         else:
-            not_set.append(name)
+            not_set.append(setting.name)
     for what, listed in (("by default", by_default), ("not set", not_set)):
         words = f"{what}: {', '.join(listed)}"
         say(textwrap.fill(words, _WIDTH, initial_indent="  ", subsequent_indent="    "))
+    if wrong:
+        say("wrong, and left aside for what is by default (see below):")
+    for words in wrong:
+        _say(f"  {words}")
     say("")
 
 

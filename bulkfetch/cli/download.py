@@ -30,10 +30,8 @@ def run(argv: Sequence[str]) -> int:
     """Fetch every image of the patients in a manifest."""
     parser = command_parser(
         "download",
-        "Fetch every image of the patients in a manifest into an archive. "
-        "What is there already is not fetched again.\n\n" + ENVIRONMENT_NOTE + "\n"
-        "Credentials are no options: set BULKFETCH_CLIENT_ID and BULKFETCH_CLIENT_SECRET\n"
-        "(or BULKFETCH_CLIENT_SECRET_FILE), or BULKFETCH_TOKEN (or BULKFETCH_TOKEN_FILE).",
+        "Fetch every image of the patients in a manifest into an archive.\n"
+        "What is there already is not fetched again.\n\n" + ENVIRONMENT_NOTE,
         [
             "bulkfetch download patients.csv --out archive",
             "bulkfetch download patients.csv --out archive --environment staging --dry-run",

@@ -120,7 +120,9 @@ def command_parser(
 
 ENVIRONMENT_NOTE = (
     f"Each option can be set as {ENV_PREFIX}<OPTION> in the environment, or as a key in --config "
-    "FILE;\nthe command line wins over the environment, that over the file."
+    "FILE;\nthe command line wins over the environment, that over the file.\n"
+    f"Credentials are no options: set {ENV_PREFIX}CLIENT_ID and {ENV_PREFIX}CLIENT_SECRET\n"
+    f"(or {ENV_PREFIX}CLIENT_SECRET_FILE), or {ENV_PREFIX}TOKEN (or {ENV_PREFIX}TOKEN_FILE)."
 )
 
 

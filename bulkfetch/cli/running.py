@@ -91,12 +91,8 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
     )
     if summary.head:
         say(f"head {summary.head}\n  (keep it elsewhere: verify --head holds the archive to it)")
-    if summary.unlisted:
-        became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
-        noted = "to be noted" if summary.dry_run else "noted in sidecars"
-        say(f"in the archive and no longer listed: {became.replace('_', ' ')}; {noted}")
-    if summary.duplicate_rows:
-        say(f"manifest rows that repeat others, and were fetched once: {summary.duplicate_rows}")
+    for remark in _remarks(summary):
+        say(remark)
     if summary.dry_run:
         say("dry run: nothing was written; what is 'downloaded' above would be")
     if summary.to_fetch:
@@ -112,6 +108,19 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
         kinds = kinds_text(summary.failed_by_kind)
         say(plain(f"{patients.failed} failed{kinds and f' ({kinds})'}: see {summary.failures}"))
         say(f"to try these again, with the same other options:\n  {plain(again)}")
+
+
+def _remarks(summary: Summary) -> Iterator[str]:
+    """Yield what the table does not tell: of images, and of rows that have some in common."""
+    if summary.unlisted:
+        became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
+        noted = "to be noted" if summary.dry_run else "noted in sidecars"
+        yield f"in the archive and no longer listed: {became.replace('_', ' ')}; {noted}"
+    if summary.duplicate_rows:
+        yield f"manifest rows that repeat others, and were fetched once: {summary.duplicate_rows:,}"
+    if summary.listed_again:
+        again = counted(summary.listed_again, "image")
+        yield f"listed by several rows, counted at each and fetched once: {again}"
 
 
 def _size_to_fetch(to_fetch: ToFetch) -> str:

@@ -54,7 +54,8 @@ def run(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--head", action="append", default=[], type=_digest, metavar="DIGEST",
-        help="that a run told, kept elsewhere: its record is to be whole; repeatable",
+        help="of a run, as it told it and as you kept it elsewhere: what came before is to be "
+        "there unchanged; repeatable",
     )  # fmt: skip
     parser.add_argument(
         "--processes", type=processes, default=usable_cores(), metavar="N",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import resource
@@ -36,6 +37,7 @@ _FEWEST_FILES_LEFT = 1_000
 _FILES_PER_IMAGE = 2
 _SIDECAR_BYTES = 4096
 _SUMMARIES_READ_AT_MOST = 20
+_ENDS_WITHIN_S = 5.0
 
 
 class Destination:
@@ -61,15 +63,15 @@ class Destination:
             needs=here if tells_where else [*here, "settings"],
         )
         await checks("file system", lambda: aside(self._file_system), needs=here)
-        await checks("writing", lambda: aside(self._writing), needs=here)
+        await checks("writing", self._writing, needs=here)
         await checks("disk", lambda: aside(self._disk), needs=here)
 
     def _directory(self) -> str:
         with files.named(self._out):
             LocalArchive.check(self._out, identity_of(LocalTree(self._root)) or self._wanted)
             if self._root.exists():
-                return f"{self._root.resolve()} can be written"
-            return f"{self._root.absolute()} is not there yet, and can be made"
+                return f"{self._root.resolve()} is a directory"
+            return f"{self._root.absolute()} is not there yet: {_nearest(self._root)} is"
 
     async def _archive(self, organization_id: str | None) -> str:
         found = await aside(lambda: identity_of(LocalTree(self._root)))
@@ -98,25 +100,16 @@ class Destination:
             )
         return f"{kind}, local"
 
-    def _writing(self) -> str:
-        if not self._root.exists():
-            raise SkippedError("nothing is made where nothing is yet")
-        name = f".{secrets.token_hex(16)}.part"
-        with files.named(self._out), files.descriptor(self._root) as directory:
-            probe = files.create(name, directory)
-            try:
-                try:
-                    files.rename(directory, name, f"{name}2")
-                    name = f"{name}2"
-                finally:
-                    # From here on it has no name: whatever happens, it is gone.
-                    os.unlink(name, dir_fd=directory)
-                files.write(probe, bytes(4096))
-                os.fsync(probe)
-                os.fsync(directory)
-            finally:
-                os.close(probe)
-        return "a file can be made, renamed, brought to the disk and removed"
+    async def _writing(self) -> str:
+        place = _nearest(self._root).absolute()
+        trying = asyncio.ensure_future(aside(lambda: _try_to_write(place)))
+        try:
+            await asyncio.shield(trying)
+        except asyncio.CancelledError:
+            # The file is gone before the program is; but a dead disk is not waited for.
+            await asyncio.wait([trying], timeout=_ENDS_WITHIN_S)
+            raise
+        return f"a file can be made in {place}, renamed, brought to the disk and removed"
 
     def _disk(self) -> str:
         nearest = _nearest(self._root)
@@ -158,6 +151,31 @@ async def check_open_files(checks: Checks, settings: Settings) -> None:
         return told
 
     await checks("open files", limit)
+
+
+def _try_to_write(place: Path) -> None:
+    """Make a hidden file in a directory, and remove it: permissions alone do not tell."""
+    name, renamed = (f".{secrets.token_hex(16)}.part" for _ in range(2))
+    try:
+        with files.descriptor(place) as directory:
+            probe = files.create(name, directory)
+            try:
+                try:
+                    files.rename(directory, name, renamed)
+                    name = renamed
+                finally:
+                    # From here on it has no name: whatever happens, it is gone.
+                    os.unlink(name, dir_fd=directory)
+                files.write(probe, bytes(4096))
+                os.fsync(probe)
+                os.fsync(directory)
+            finally:
+                os.close(probe)
+    except OSError as error:
+        raise ProblemError(
+            f"{place} takes no file: {error.strerror or type(error).__name__}",
+            "make it writable, or name another directory with --out",
+        ) from error
 
 
 def _nearest(path: Path) -> Path:

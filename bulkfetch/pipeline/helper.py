@@ -78,7 +78,7 @@ class _Helper:
                     settings,
                     self._services,
                     archive,
-                    Recorder(self._tally, journal),
+                    Recorder(self._tally, journal, start.run_id),
                     run_id=start.run_id,
                     ended=self._patient_ended,
                     fail=self._fail,

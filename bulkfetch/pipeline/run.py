@@ -190,7 +190,7 @@ class Run:
             processes=self._processes,
             started_at=self._started_at,
         )
-        self._recorder = Recorder(self._tally, self._record.journal)
+        self._recorder = Recorder(self._tally, self._record.journal, self.run_id)
         return archive
 
     def _helpers_for(
@@ -372,6 +372,7 @@ class Run:
             failed_by_kind=dict(sorted(tally.kinds.items())),
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
+            listed_again=tally.listed_again,
             manifest_sha256=self._manifest.sha256,
             failures=self._record.failures if self._record else None,
             bulkfetch_version=__version__,

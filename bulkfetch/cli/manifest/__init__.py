@@ -22,7 +22,11 @@ def run(argv: Sequence[str]) -> int:
         "manifest",
         "Work with manifests.\n\n"
         + "".join(f"  {name:<6} {what}\n" for name, what in COMMANDS.items()),
-        ["bulkfetch manifest check patients.csv", "bulkfetch manifest build --help"],
+        [
+            "bulkfetch manifest check patients.csv",
+            "bulkfetch manifest build patients.csv",
+            "bulkfetch manifest split --help",
+        ],
         arguments="COMMAND MANIFEST",
     )
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
