@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bulkfetch.simulator import Simulator
-from tests.conftest import Result, Serve, download, write_manifest
-from tests.stores import SECRET, Bucket
+from bulkfetch.simulator import Simulator, parse_fault
+from bulkfetch.stores import open_store
+from tests.conftest import (
+    Result,
+    Serve,
+    bulkfetch,
+    credentials,
+    download,
+    start_bulkfetch,
+    write_manifest,
+)
+from tests.stores import (
+    SECRET,
+    Bucket,
+    Fault,
+    break_off,
+    damage,
+    forget,
+    hang_up,
+    lose,
+    refuse,
+)
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -45,7 +69,15 @@ def run(simulator: Simulator, manifest: str | Path, bucket: Bucket, *options: st
     return result
 
 
-def images(contents: dict[str, bytes]) -> Iterator[tuple[str, dict[str, object], bytes | None]]:
+def put(bucket: Bucket, path: str, data: bytes, *, overwrite: bool = False) -> None:
+    open_store(bucket.url).put(path, data, "overwrite" if overwrite else "create")
+
+
+def remove(bucket: Bucket, path: str) -> None:
+    open_store(bucket.url).delete(path)
+
+
+def images(contents: dict[str, bytes]) -> Iterator[tuple[str, dict[str, Any], bytes | None]]:
     """The sidecars, each with its file."""
     for path, data in contents.items():
         if path.endswith(".json") and "/.bulkfetch/" not in path:
@@ -72,3 +104,238 @@ def test_every_image_is_in_the_bucket_and_nothing_is_fetched_twice(
     now = either.contents()
     assert {path: now[path] for path in contents} == contents
     assert not either.unfinished_uploads()
+
+
+def test_a_manifest_may_lie_in_the_bucket_and_so_may_what_failed(
+    serve: Serve, manifest: Path, either: Bucket, tmp_path: Path
+) -> None:
+    simulator = serve(patients=6, faults=(parse_fault("storage:404x1"),))
+    put(either, "in/patients.csv", manifest.read_bytes())
+    first = run(simulator, f"{either.url}/in/patients.csv", either, "--retries", "0")
+    assert first.status == 1, first.err
+    failures = first.summary["failures"]
+    assert failures.startswith(either.url)
+    again = run(simulator, failures, either)
+    assert again.status == 0, again.err
+    assert again.summary["patients"]["total"] == first.summary["patients"]["failed"] > 0
+    missing = run(simulator, f"{either.url}/in/nobody.csv", either)
+    assert missing.status == 2
+    assert "there is no such file" in missing.err
+
+
+def test_status_tells_of_a_run_in_a_bucket(
+    simulator: Simulator, manifest: Path, either: Bucket
+) -> None:
+    done = run(simulator, manifest, either)
+    told = bulkfetch("status", f"{either.url}/export", "--json")
+    assert told.status == 0, told.err
+    status = json.loads(told.out)
+    assert status["state"] == "finished"
+    assert status["images"] == done.summary["images"]
+    nothing = bulkfetch("status", f"{either.url}/nothing")
+    assert nothing.status == 2
+    assert "is no archive" in nothing.err
+
+
+def test_nothing_is_overwritten_whatever_lies_under_a_name(
+    simulator: Simulator, manifest: Path, either: Bucket
+) -> None:
+    first = run(simulator, manifest, either)
+    before = either.contents()
+    strangers = {}
+    for path, sidecar, held in images(before):
+        if held is not None:
+            remove(either, path)
+            file = f"{path.rpartition('/')[0]}/{sidecar['file']['path']}"
+            strangers[file] = b"somebody else's"
+            put(either, file, strangers[file], overwrite=True)
+    again = run(simulator, manifest, either)
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == first.summary["images"]["downloaded"]
+    after = either.contents()
+    assert {path: after[path] for path in strangers} == strangers
+    assert all(
+        held is None or hashlib.sha256(held).hexdigest() == sidecar["file"]["sha256"]
+        for _, sidecar, held in images(after)
+    )
+
+
+def test_what_a_killed_run_left_without_a_sidecar_is_adopted(
+    simulator: Simulator, manifest: Path, either: Bucket
+) -> None:
+    run(simulator, manifest, either)
+    before = either.contents()
+    for path, _, _ in images(before):
+        remove(either, path)
+    again = run(simulator, manifest, either)
+    assert again.status == 0, again.err
+    files = {path for path in before if path.endswith((".jpg", ".png", ".pdf"))}
+    assert {path for path in either.contents() if path.endswith((".jpg", ".png", ".pdf"))} == files
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (refuse(403, "AccessDenied"), "refused the credentials"),
+        (refuse(301, "PermanentRedirect"), "region"),
+        (refuse(404, "NoSuchBucket"), "no such bucket"),
+    ],
+    ids=["refused", "region", "bucket"],
+)
+def test_a_bucket_that_cannot_be_used_is_told_before_anything_is_fetched(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, fault: Fault, said: str
+) -> None:
+    s3_bucket.proxy.strike(".", fault, times=10**6)
+    result = run(simulator, manifest, s3_bucket)
+    assert result.status == 4, result.err
+    assert said in result.err
+    assert not s3_bucket.contents()
+    assert len(result.err.splitlines()) < 4
+
+
+FAULTS: Mapping[str, tuple[str, Fault]] = {
+    "throttled": ("^PUT ", refuse(503, "SlowDown")),
+    "conflict": ("^PUT ", refuse(409, "ConditionalRequestConflict")),
+    "cut": (".", hang_up),
+    "forgotten": ("^PUT ", forget),
+    "damaged": ("^PUT ", damage),
+    "lists": (r"^GET .*list-type", refuse(500, "InternalError")),
+    "bodies": (r"^GET .*\.json", break_off),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_store_that_fails_now_and_then_costs_nothing_but_time(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, name: str
+) -> None:
+    pattern, fault = FAULTS[name]
+    for turn in range(8):
+        s3_bucket.proxy.strike(pattern, fault, skip=3 + 5 * turn)
+    first = run(simulator, manifest, s3_bucket)
+    again = run(simulator, manifest, s3_bucket)
+    assert (first.status, again.status) == (0, 0), first.err + again.err
+    assert again.summary["images"]["downloaded"] == 0
+    sums = first.summary["images"]
+    contents = s3_bucket.contents()
+    found = list(images(contents))
+    assert len(found) == sums["downloaded"] + sums["not_uploaded"]
+    for _, sidecar, held in found:
+        assert held is None or hashlib.sha256(held).hexdigest() == sidecar["file"]["sha256"]
+    assert len({sidecar["file"]["path"] for _, sidecar, held in found if held}) == len(
+        [path for path in contents if path.endswith((".jpg", ".png", ".pdf"))]
+    )
+
+
+def test_a_dead_store_ends_the_run_and_the_same_command_goes_on(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    s3_bucket.proxy.strike("^PUT .*(jpg|png|pdf)", refuse(503, "SlowDown"), skip=3, times=10**6)
+    dead = run(simulator, manifest, s3_bucket, "--retries", "1")
+    assert dead.status == 4, dead.err
+    assert "503 SlowDown" in dead.err
+    s3_bucket.proxy.rules.clear()
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    assert again.summary["images"]["unchanged"] > 0
+
+
+def test_one_run_at_a_time_holds_the_bucket(
+    serve: Serve, manifest: Path, s3_bucket: Bucket
+) -> None:
+    slow = serve(patients=6, storage_latency_s=20)
+    arguments: list[str | Path] = [
+        "download",
+        manifest,
+        "--out",
+        f"{s3_bucket.url}/export",
+        "--progress=none",
+    ]
+    with start_bulkfetch(arguments, credentials(slow)) as first:
+        while not any("lease" in path for path in s3_bucket.contents()):
+            time.sleep(0.1)
+        second = run(serve(patients=6), manifest, s3_bucket)
+        assert second.status == 4
+        assert f"process {first.pid}" in second.err
+        first.kill()
+        first.communicate()
+    # A dead process of this machine is not waited for.
+    third = run(serve(patients=6), manifest, s3_bucket)
+    assert third.status == 0, third.err
+    assert not any("lease" in path for path in s3_bucket.contents())
+
+
+def test_shards_write_side_by_side_and_are_added_up(
+    simulator: Simulator, manifest: Path, either: Bucket
+) -> None:
+    def start(shard: str) -> subprocess.Popen[bytes]:
+        out = f"{either.url}/export"
+        arguments: list[str | Path] = [
+            "download",
+            manifest,
+            "--out",
+            out,
+            "--shard",
+            shard,
+            "--progress=none",
+        ]
+        return start_bulkfetch(arguments, credentials(simulator))
+
+    with start("1/3") as one, start("3/3") as three:
+        assert (one.wait(60), three.wait(60)) == (0, 0), three.communicate()[1]
+    told = bulkfetch("status", f"{either.url}/export", "--json")
+    assert told.status == 1
+    assert json.loads(told.out)["missing_shards"] == ["2/3"]
+    with start("2/3") as two:
+        assert two.wait(60) == 0
+    status = json.loads(bulkfetch("status", f"{either.url}/export", "--json").out)
+    assert status["ok"]
+    assert status["patients"]["complete"] + status["patients"]["empty"] == 6
+
+
+def test_a_long_body_goes_by_parts_to_a_name_of_its_own(
+    serve: Serve, tmp_path: Path, either: Bucket
+) -> None:
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    manifest = write_manifest(tmp_path / "one.csv", list(simulator.patient_ids()))
+    result = run(simulator, manifest, either)
+    assert result.status == 0, result.err
+    for _, sidecar, held in images(either.contents()):
+        if held is not None:
+            assert re.fullmatch(r".+\.v[0-9]+\.[0-9a-f]{6}-[0-9]+\.[a-z]+", sidecar["file"]["path"])
+            assert hashlib.sha256(held).hexdigest() == sidecar["file"]["sha256"]
+    assert not either.unfinished_uploads()
+    again = run(simulator, manifest, either)
+    assert again.summary["images"]["downloaded"] == 0
+
+
+def test_a_lost_part_is_never_taken_for_a_whole_body(
+    serve: Serve, tmp_path: Path, s3_bucket: Bucket
+) -> None:
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    manifest = write_manifest(tmp_path / "one.csv", list(simulator.patient_ids()))
+    s3_bucket.proxy.strike("^PUT .*partNumber=2", lose, times=1)
+    result = run(simulator, manifest, s3_bucket)
+    for _, sidecar, held in images(s3_bucket.contents()):
+        assert held is None or hashlib.sha256(held).hexdigest() == sidecar["file"]["sha256"]
+    assert result.status == 0 or result.summary["images"]["failed"], result.err
+
+
+def test_what_is_damaged_in_a_bucket_is_kept_aside_and_fetched_anew(
+    simulator: Simulator, manifest: Path, either: Bucket
+) -> None:
+    run(simulator, manifest, either)
+    before = either.contents()
+    torn, cut = [path for path, _, held in images(before) if held is not None][:2]
+    put(either, torn, b"{", overwrite=True)
+    sidecar = json.loads(before[cut])
+    file = f"{cut.rpartition('/')[0]}/{sidecar['file']['path']}"
+    put(either, file, b"short", overwrite=True)
+    again = run(simulator, manifest, either)
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == 2
+    after = either.contents()
+    aside = {path for path in after if "/quarantine/" in path}
+    assert {path.rpartition("/")[2] for path in aside} >= {
+        torn.rpartition("/")[2], file.rpartition("/")[2]
+    }  # fmt: skip
+    assert after[file] == before[file]

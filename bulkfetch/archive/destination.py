@@ -9,10 +9,7 @@ from bulkfetch.archive.base import Again, Archive, Identity, Writer
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.tree import LocalTree, Tree
 from bulkfetch.models import Shard
-from bulkfetch.stores import file_path, is_url, open_store
-
-# For reading where there is no run, and so no budget of retries.
-_READ_RETRIES = 5
+from bulkfetch.stores import READ_RETRIES, file_path, is_url, open_store
 
 
 def tree_at(out: str) -> Tree:
@@ -26,7 +23,7 @@ def tree_at(out: str) -> Tree:
         return LocalTree(Path(out))
     from bulkfetch.archive.store_tree import StoreTree  # noqa: PLC0415  an extra
 
-    return StoreTree(open_store(out, retries=_READ_RETRIES))
+    return StoreTree(open_store(out, retries=READ_RETRIES))
 
 
 class Destination:

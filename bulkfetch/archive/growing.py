@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from typing import IO
 
 from bulkfetch.archive.store_tree import segment_name
 from bulkfetch.stores.store import Store
@@ -42,13 +43,7 @@ class StoreJournal:
             or time.monotonic() - self._put_at > _SEGMENT_S
         )
         if is_due and segment:
-            path = segment_name(self._path, self._number + 1)
-            try:
-                self._store.put(path, segment)
-            except FileExistsError:
-                # It is ours, and the answer was lost, or else somebody else's.
-                if self._store.get(path)[0] != segment:
-                    raise
+            self._store.create(segment_name(self._path, self._number + 1), segment)
             self._number += 1
             self._put_at = time.monotonic()
             segment = b""
@@ -66,7 +61,7 @@ class StoreFile:
     def __init__(self, store: Store, path: str) -> None:
         self._store = store
         self._path = path
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  it is closed with the run
+        self._file: IO[bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -75,11 +70,13 @@ class StoreFile:
 
     def append(self, data: bytes, *, durable: bool) -> int:  # noqa: ARG002  it is put at its end
         """See `Growing.append`."""
-        return self._file.write(data)
+        if self._file is None and data:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed below
+        return self._file.write(data) if self._file else 0
 
     def close(self, *, durable: bool) -> None:  # noqa: ARG002  a store has one way
         """See `Growing.close`."""
-        with self._file:
-            if self._file.tell():
-                self._file.seek(0)
-                self._store.put_long(self._path, iter(lambda: self._file.read(_PART_BYTES), b""))
+        if (file := self._file) is not None:
+            with file:
+                file.seek(0)
+                self._store.put_long(self._path, iter(lambda: file.read(_PART_BYTES), b""))

@@ -23,7 +23,6 @@ from bulkfetch.archive.files import named
 from bulkfetch.errors import DestinationError
 from bulkfetch.models import Shard
 from bulkfetch.paths import PRIVATE
-from bulkfetch.stores import StoreError
 from bulkfetch.stores.store import Store, Version
 
 BEAT_S = 5.0
@@ -204,7 +203,8 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
             who = f" (run {holder.run_id}, process {holder.pid} on {holder.host})" if holder else ""
             raise DestinationError(f"{store.url} is held{which} by another run{who}: wait for it")
         if time.monotonic() > deadline or (holder and holder.has_died()):
-            with suppress(StoreError):
+            # Another one may be taking it over, too.
+            with suppress(OSError):
                 return store.put(path, _written(lease), version)
         time.sleep(_LOOK_S)
 

@@ -31,15 +31,13 @@ from bulkfetch.errors import ConnectionFailedError, DestinationError, ServiceDow
 from bulkfetch.models import Shard, Sidecar, json_text
 from bulkfetch.paths import PRIVATE
 from bulkfetch.plan import Level, Place
-from bulkfetch.stores import StoreError, open_store
-from bulkfetch.stores.store import Object, Store, Upload, Version
+from bulkfetch.stores import READ_RETRIES, StoreError, open_store
+from bulkfetch.stores.store import Object, Store, Upload
 
 # What all bodies may take beyond their first part; a body for which there is no room is long, too.
 MEMORY_BYTES = 2**29
 # Each waits for one answer of the store.
 _THREADS = 64
-# For reading at a run's start, where there is no budget of retries yet.
-_READ_RETRIES = 5
 _PROCESSES_AT_MOST = 10**6
 
 log = logging.getLogger(__name__)
@@ -66,10 +64,12 @@ class StoreArchive:
         writer: Writer | None = None,
         held: Hold | None = None,
     ) -> None:
-        self.tree: Tree = StoreTree(store)
         self.writer = writer
         self.is_recognised = False
         self._store = store
+        # For what is no image: nothing but a store's own patience sees to that.
+        self._patient = open_store(store.url, retries=READ_RETRIES)
+        self.tree: Tree = StoreTree(self._patient)
         self._run_id = run_id
         self._identity = identity
         self._again = again
@@ -89,7 +89,7 @@ class StoreArchive:
             DestinationError: it cannot be read, or there is no such bucket.
             ArchiveMismatchError: it is another account's archive.
         """
-        store = open_store(url, retries=_READ_RETRIES)
+        store = open_store(url, retries=READ_RETRIES)
         with files.named(url):
             if identity_for(StoreTree(store), identity) is None:
                 store.level(PRIVATE)
@@ -111,7 +111,7 @@ class StoreArchive:
             DestinationError: it cannot be written, or another run holds it.
             ArchiveMismatchError: it is another account's archive.
         """
-        patient = open_store(url, retries=_READ_RETRIES)
+        patient = open_store(url, retries=READ_RETRIES)
         with hold(patient, run_id, shard, log.warning) as held, files.named(url):
             found = identity_for(StoreTree(patient), identity)
             if found is None:
@@ -145,7 +145,7 @@ class StoreArchive:
             DestinationError: it cannot be read.
             ArchiveMismatchError: it is another account's archive.
         """
-        patient = open_store(url, retries=_READ_RETRIES)
+        patient = open_store(url, retries=READ_RETRIES)
         with files.named(url):
             found = identity_for(StoreTree(patient), identity)
         writer = first._replace(process=str(number))
@@ -215,11 +215,9 @@ class StoreArchive:
 
         def put() -> None:
             try:
-                self._put(path, data)
+                self._store.create(path, data)
             except FileExistsError:
-                # It may be this very one, where an answer was lost.
-                if self._store.get(path)[0] != data:
-                    raise TakenError("another row or shard archived the image meanwhile") from None
+                raise TakenError("another row or shard archived the image meanwhile") from None
 
         await self._do(path, put)
         return hashlib.sha256(data).hexdigest()
@@ -243,13 +241,13 @@ class StoreArchive:
         """See `Archive.growing`: a journal by segments, any other file at its end."""
         path = f"{self._folder_path}/{name}"
         kind = StoreJournal if name.endswith(".jsonl") else StoreFile
-        return kind(self._store, path)
+        return kind(self._patient, path)
 
     def write(self, name: str, text: str, *, durable: bool = True) -> None:  # noqa: ARG002  a store has one way
         """See `Archive.write`."""
         path = f"{self._folder_path}/{name}"
         with files.named(f"{self._store.url}/{path}"):
-            self._store.put(path, f"{text}\n".encode(), "overwrite")
+            self._patient.put(path, f"{text}\n".encode(), "overwrite")
 
     def remove(self, name: str) -> None:
         """See `Archive.remove`."""
@@ -304,13 +302,10 @@ class StoreArchive:
 
     def _put_image(self, path: str, data: bytes, sha256: str) -> str:
         try:
-            version = self._put(path, data)
+            version = self._store.create(path, data)
         except FileExistsError:
-            # One without a sidecar, of a run that was killed; or whatever else lies there.
-            if self._is(path, len(data), sha256):
-                return path
             path = self._apart(path)
-            version = self._put(path, data)
+            version = self._store.create(path, data)
         etag = (version.etag or "").strip('"')
         is_proved = etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
         if not is_proved and not self._is(path, len(data), sha256):
@@ -321,18 +316,6 @@ class StoreArchive:
         """Return a path that no other run, and nothing else in this one, has."""
         stem, _, ending = path.rpartition(".")
         return f"{stem}.{self._run_id.rpartition('-')[2]}-{next(self._numbers)}.{ending}"
-
-    def _put(self, path: str, data: bytes) -> Version:
-        try:
-            return self._store.put(path, data)
-        except FileExistsError:
-            # Stores answer the same while another is at work on the object.
-            try:
-                self._store.head(path)
-            except FileNotFoundError:
-                what = "another writer is at the object"
-                raise StoreError(errno.EBUSY, what, retryable=True) from None
-            raise
 
     def _is(self, path: str, size: int, sha256: str) -> bool:
         if self._store.head(path).size != size:
@@ -374,8 +357,9 @@ class StoreArchive:
             if found.organization_id is None and self.writer is not None:
                 try:
                     self._store.put(IDENTITY_PATH, _json(identity), version)
-                except StoreError as error:
-                    raise StoreError(errno.EBUSY, str(error.strerror), retryable=True) from None
+                except FileExistsError:
+                    what = "another writer is at archive.json"
+                    raise StoreError(errno.EBUSY, what, retryable=True) from None
             self._identity = identity
 
 

@@ -8,19 +8,20 @@ import gzip
 import hashlib
 import io
 import os
-import shutil
 import stat
 import sys
 import tempfile
 import zlib
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from bulkfetch.errors import ManifestError
+from bulkfetch.stores import blocks_of, file_path, is_url
 
 STANDARD_INPUT = "-"
 MAX_ROW_BYTES = 16 * 1024 * 1024  # of one line, and of one row with all its lines
@@ -226,27 +227,34 @@ def told_form(path: str) -> ManifestFormat:
 
 
 def _open(path: str) -> IO[bytes]:
-    """The file itself, or a copy of what a pipe holds."""
+    """The file itself, or a copy of what a pipe or an object store holds."""
+    path = file_path(path)
+    if is_url(path):
+        return _copied(blocks_of(path))
     if Path(path).is_dir():  # before opening it, which not every system refuses
         raise IsADirectoryError(errno.EISDIR, "it is a directory")
     file = open(path, "rb", buffering=BUFFER_BYTES)  # noqa: PTH123, SIM115  # closed by Source
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     with file:
-        return _copied(file)
+        return _copied(_blocks(file))
 
 
 def _standard_input() -> IO[bytes]:
     if sys.stdin is None:
         raise OSError(errno.EBADF, "it is closed")
-    return _copied(sys.stdin.buffer)
+    return _copied(_blocks(sys.stdin.buffer))
 
 
-def _copied(stream: IO[bytes]) -> IO[bytes]:
-    """A private temporary file, already unlinked, with all that the stream gives."""
+def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(partial(stream.read, BUFFER_BYTES), b"")
+
+
+def _copied(blocks: Iterable[bytes]) -> IO[bytes]:
+    """A private temporary file, already unlinked, with all the bytes that there are."""
     file: IO[bytes] = tempfile.TemporaryFile(buffering=BUFFER_BYTES)  # noqa: SIM115  # by Source
     try:
-        shutil.copyfileobj(stream, file, BUFFER_BYTES)
+        file.writelines(blocks)
         file.seek(0)
     except BaseException:
         file.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from yarl import URL
@@ -10,6 +11,9 @@ from bulkfetch.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from bulkfetch.stores.store import Store
+
+# For reading where there is no run, and so no budget of retries.
+READ_RETRIES = 5
 
 
 class StoreError(OSError):
@@ -58,3 +62,15 @@ def open_store(url: str, *, retries: int = 0) -> Store:
             f"{url} takes an extra to reach: pip install 'bulkfetch[cloud]'"
         ) from None
     return opened(url, retries)
+
+
+def blocks_of(url: str) -> Iterator[bytes]:
+    """Yield the bytes of an object by its URL.
+
+    Raises:
+        ConfigurationError: as for `open_store`.
+        FileNotFoundError: there is none.
+        StoreError: it cannot be read, or not to its end.
+    """
+    directory, _, name = url.rpartition("/")
+    yield from open_store(directory, retries=READ_RETRIES).blocks(name)

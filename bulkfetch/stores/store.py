@@ -1,10 +1,7 @@
-"""One object store: what may be asked of it, with every error in our words.
+"""One object store: what may be asked of it.
 
 The calls block, and are made in threads: those of `obstore` that are awaited can end a process by a
 signal when it ends soon after (https://github.com/PyO3/pyo3-async-runtimes/issues/40).
-
-An object store's error text quotes the server's whole answer, which is not ours to print; of it
-only the status and the code are kept.
 """
 
 from __future__ import annotations
@@ -13,8 +10,8 @@ import errno
 import io
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
@@ -26,6 +23,7 @@ from yarl import URL
 
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.stores import StoreError
+from bulkfetch.stores.answers import translated
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, WritableFile
@@ -46,10 +44,9 @@ _REQUEST_S = 600
 _READ_BYTES = 2**20
 # Read at once, where a reader wants all of an object or its end.
 _BLOCK_BYTES = 2**23
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-# The address at which a machine in a cloud asks for its own credentials.
-_METADATA_HOST = "169.254.169.254"
+# Another writer of the same object is waited for, a little longer each time.
+_TURNS = 5
+_TURN_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +70,9 @@ class Version:
 class Store:
     """A bucket, or what lies below a prefix in it."""
 
-    def __init__(self, url: str, store: ObjectStore) -> None:
+    def __init__(self, url: str, store: ObjectStore, retries: int) -> None:
         self.url = url
+        self._tries = 1 + retries
         self._store = store
 
     def get(self, path: str) -> tuple[bytes, Version]:
@@ -84,7 +82,7 @@ class Store:
             FileNotFoundError: there is none.
             StoreError: it cannot be read.
         """
-        with _translated():
+        with translated():
             answer = obstore.get(self._store, path)
             meta = answer.meta
             version = Version(meta["e_tag"], meta["version"])
@@ -97,7 +95,7 @@ class Store:
             FileNotFoundError: there is none.
             StoreError: it cannot be told.
         """
-        with _translated():
+        with translated():
             return _object(obstore.head(self._store, path))
 
     def blocks(self, path: str) -> Iterator[bytes]:
@@ -107,7 +105,7 @@ class Store:
             FileNotFoundError: there is none.
             StoreError: it cannot be read, or not to its end.
         """
-        with _translated():
+        with translated():
             for block in obstore.get(self._store, path).stream(min_chunk_size=_READ_BYTES):
                 yield bytes(block)
 
@@ -118,7 +116,7 @@ class Store:
             FileNotFoundError: there is none.
             StoreError: it cannot be read.
         """
-        with _translated():
+        with translated():
             return bytes(obstore.get_range(self._store, path, start=start, length=length))
 
     def objects(self, directory: str = "") -> Iterator[Object]:
@@ -127,7 +125,7 @@ class Store:
         Raises:
             StoreError: it cannot be listed.
         """
-        with _translated():
+        with translated():
             for some in obstore.list(self._store, directory or None):
                 yield from map(_object, some)
 
@@ -137,7 +135,7 @@ class Store:
         Raises:
             StoreError: it cannot be listed.
         """
-        with _translated():
+        with translated():
             found = obstore.list_with_delimiter(self._store, directory or None)
             below = [path.rpartition("/")[2] for path in found["common_prefixes"]]
             return below, [_object(meta) for meta in found["objects"]]
@@ -156,9 +154,46 @@ class Store:
             how: Any = {name: value for name, value in told.items() if value is not None}
         else:
             how = mode
-        with _translated():
-            done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
-            return Version(done["e_tag"], done["version"])
+        for turn in range(self._tries):
+            try:
+                with translated():
+                    done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
+                    return Version(done["e_tag"], done["version"])
+            except FileExistsError:
+                if mode == "create" or turn == self._tries - 1:
+                    raise
+            except StoreError as error:
+                # `obstore` itself tries nothing again that a store refused.
+                if not error.retryable or turn == self._tries - 1:
+                    raise
+            time.sleep(_TURN_S * 2**turn)
+        raise AssertionError("the last try returns or raises")
+
+    def create(self, path: str, data: bytes) -> Version:
+        """Write an object where there is none, or find that it is there already, byte for byte.
+
+        Stores answer the same where an object is there, where another writer is at it just now,
+        and to a second try whose first one they did without its answer arriving.
+
+        Raises:
+            FileExistsError: there is another.
+            StoreError: it could not be written.
+        """
+        for turn in range(_TURNS):
+            try:
+                return self.put(path, data)
+            except FileExistsError:
+                try:
+                    if self.head(path).size != len(data):
+                        raise
+                    found, version = self.get(path)
+                except FileNotFoundError:
+                    time.sleep(_TURN_S * 2**turn)
+                    continue
+                if found != data:
+                    raise
+                return version
+        raise StoreError(errno.EBUSY, "another writer is at it", retryable=True)
 
     def upload(self, path: str, buffer_bytes: int) -> Upload:
         """Begin to write a long object by parts.
@@ -166,7 +201,7 @@ class Store:
         Raises:
             StoreError: it could not be begun.
         """
-        with _translated():
+        with translated():
             writer = obstore.open_writer(
                 self._store, path, buffer_size=buffer_bytes, max_concurrency=2
             )
@@ -194,7 +229,7 @@ class Store:
             FileNotFoundError: there is none.
             StoreError: it could not be copied.
         """
-        with _translated():
+        with translated():
             obstore.copy(self._store, path, to)
 
     def delete(self, path: str) -> None:
@@ -203,7 +238,7 @@ class Store:
         Raises:
             StoreError: it could not be removed.
         """
-        with _translated():
+        with translated():
             obstore.delete(self._store, path)
 
     def opened(self, parts: list[Object]) -> BinaryIO:
@@ -231,7 +266,7 @@ class Upload:
         Raises:
             StoreError: they could not be written.
         """
-        with _translated():
+        with translated():
             self._writer.write(data)
         self._size += len(data)
 
@@ -241,7 +276,7 @@ class Upload:
         Raises:
             StoreError: it could not be made, or is of another size than was written.
         """
-        with _translated():
+        with translated():
             self._writer.close()
         self.is_whole = True
         if (size := self._store.head(self.path).size) != self._size:
@@ -254,7 +289,7 @@ class Upload:
         Raises:
             StoreError: it could not be told so; a rule of the bucket's can see to what is left.
         """
-        with _translated():
+        with translated():
             self._writer.__exit__(StoreError, StoreError(errno.ECANCELED, "dropped"), None)
 
 
@@ -335,7 +370,7 @@ def opened(url: str, retries: int) -> Store:
     except (exceptions.BaseError, ValueError) as error:
         reason = str(error).partition("\n")[0].removeprefix("Generic ")
         raise ConfigurationError(f"{url} cannot be opened: {reason}") from None
-    return Store(url.rstrip("/"), store)
+    return Store(url.rstrip("/"), store, retries)
 
 
 def _is_loopback(scheme: str) -> bool:
@@ -353,44 +388,6 @@ def _is_loopback(scheme: str) -> bool:
     if url.scheme != "https" and not is_here:
         raise ConfigurationError(f"{name} is {endpoint}: only HTTPS is safe for what is in there")
     return is_here
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn every error of `obstore` into an `OSError` that says what a person can use."""
-    try:
-        yield
-    except exceptions.AlreadyExistsError:
-        raise FileExistsError(errno.EEXIST, "there is such an object already") from None
-    except (exceptions.NotFoundError, FileNotFoundError):
-        what = "there is no such object, or no such bucket"
-        raise FileNotFoundError(errno.ENOENT, what) from None
-    except exceptions.BaseError as error:
-        raise _error_of(error) from None
-    except ValueError:
-        raise StoreError(errno.EINVAL, "the store takes no such name") from None
-
-
-def _error_of(error: Exception) -> StoreError:
-    text = str(error)
-    status = found[1] if (found := _STATUS.search(text)) else ""
-    code = found[1] if (found := _CODE.search(text)) else ""
-    said = " ".join(filter(None, (status, code)))
-    refusals = exceptions.PermissionDeniedError | exceptions.UnauthenticatedError
-    if _METADATA_HOST in text:
-        what = "no credentials are set (AWS_*, GOOGLE_* or AZURE_*), and this machine has none"
-        return StoreError(errno.EACCES, what)
-    if isinstance(error, refusals):
-        what = f"the store refused the credentials, or they may not do this ({said or 'refused'})"
-        return StoreError(errno.EACCES, what)
-    if isinstance(error, exceptions.PreconditionError):
-        return StoreError(errno.EBUSY, "another writer changed it meanwhile")
-    if status and status[0] != "5" and status not in ("408", "429"):
-        return StoreError(errno.EIO, f"the store answered {said}: are bucket and region right?")
-    if not status and "Generic" in text and "HTTP error" not in text and "TooManyRedirects" in text:
-        return StoreError(errno.EIO, "the store redirects: is the region right?")
-    what = f"the store answered {said}" if said else "the store does not answer"
-    return StoreError(errno.EIO, what, retryable=True)
 
 
 def _object(meta: ObjectMeta) -> Object:
