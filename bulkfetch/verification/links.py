@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -32,59 +33,74 @@ class Links:
 
     def __init__(self, runs: Path, heads: Collection[str]) -> None:
         self._runs = runs
-        # By journal and digest; a head that was kept elsewhere may be any journal's.
-        self._named = {("", head): "--head" for head in heads}
+        # By run, then by journal and digest; a head kept elsewhere may be in any journal.
+        self._named: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+        self._heads = set(heads)
         self._ends: dict[str, str] = {}
         for run in sorted(path for path in runs.glob("*") if chain.RUN_ID.fullmatch(path.name)):
-            for journal, head, by in self._named_by(run):
-                self._named.setdefault((journal, head), by)
+            for other, journal, head, by in self._named_by(run):
+                self._named[other].setdefault((journal, head), by)
 
     def follow(
-        self, path: Path, begin: str | None, checked: Checked
-    ) -> Iterator[tuple[bytes, Event | None]]:
-        """Yield a journal's lines and their events, and note where one does not follow the last.
+        self, path: Path, begin: str | None, checked: Checked, *, may_be_cut: bool
+    ) -> Iterator[tuple[bytes, Event]]:
+        """Yield a journal's lines and their events; the first that is out of order is a finding.
 
         `begin` is the digest that its first line follows, None of a run's first journal. A last
-        line without an end is yielded, too: it was cut, and is no event.
+        line without an end is left out: it was cut, which `may_be_cut` of a killed run.
 
         Raises:
             OSError: the journal cannot be read.
         """
-        journal = str(path.relative_to(self._runs))
+        run, journal = path.parent.name, path.name
+        named = self._named[run]
         previous = begin
         is_sound, has_ended = True, False
         with chain.opened(path) as file:
             for number, line in enumerate(file, 1):
                 event = event_of(line)
                 is_whole = line.endswith(b"\n")
-                told = event.previous if event else _previous(line)
-                if is_sound and is_whole and (has_ended or told != previous):
-                    is_sound = False
-                    name = f"{self._name(path)}:{number}"
-                    does = "comes after the end" if has_ended else "does not follow from the last"
-                    checked.find(Kind.chain, name, f"it {does}")
+                if is_sound and (is_whole or not may_be_cut):
+                    kind, what = Kind.chain, ""
+                    if event is None:
+                        kind, what = Kind.journal, "it is no event"
+                    elif has_ended:
+                        what = "it comes after the end"
+                    elif event.previous != previous:
+                        what = "it does not follow from the last"
+                    if what:
+                        is_sound = False
+                        checked.find(kind, f"{self._name(path)}:{number}", what)
                 if is_whole:
                     previous = chain.digest(line)
-                    self._named.pop((journal, previous), None)
-                    self._named.pop(("", previous), None)
+                    named.pop((journal, previous), None)
+                    self._heads.discard(previous)
                     has_ended = line.startswith(chain.FINISHED) or (
-                        previous == self._ends.get(journal)
+                        previous == self._ends.get(f"{run}/{journal}")
                     )
-                yield line, event
+                if event is not None:
+                    yield line, event
 
-    def missing(self, checked: Checked) -> None:
-        """Note what is named and was not found, once all journals were followed."""
-        for (journal, head), by in self._named.items():
-            if not journal:
-                checked.find(Kind.chain, self._name(self._runs), f"no line has the digest {head}")
-            elif not (self._runs / journal).exists():
-                checked.find(Kind.chain, self._name(self._runs / journal), f"{by} names it")
-            else:
-                what = f"it has no longer the line that {by} names: it was cut or written anew"
-                checked.find(Kind.chain, self._name(self._runs / journal), what)
+    def missing(self, run: str) -> Iterator[tuple[Path, str]]:
+        """Yield what is named of a run and was not found, once its journals were followed.
 
-    def _named_by(self, run: Path) -> Iterator[tuple[str, str, str]]:
-        """Yield what a run names: in which journal, by its path below the runs, a line's digest."""
+        That is a journal, once, and what is wrong with it.
+        """
+        lacking = {journal: by for (journal, _), by in self._named.pop(run, {}).items()}
+        for journal, by in lacking.items():
+            path = self._runs / run / journal
+            what = f"it has no longer the line that {by} names: it was cut or written anew"
+            yield path, what if path.exists() else f"{by} names it"
+
+    def missing_elsewhere(self) -> Iterator[tuple[Path, str]]:
+        """Yield the same of runs that are not there, and of heads that were kept elsewhere."""
+        for run in list(self._named):
+            yield from self.missing(run)
+        for head in sorted(self._heads):
+            yield self._runs, f"no line has the digest {head}"
+
+    def _named_by(self, run: Path) -> Iterator[tuple[str, str, str, str]]:
+        """Yield what a run names: in which run and journal, a line's digest; and who names it."""
         try:
             with chain.opened(run / chain.FIRST) as file:
                 started = _STARTED.validate_json(file.readline())
@@ -94,10 +110,10 @@ class Links:
         by = f"run {run.name}"
         for other, heads in started.heads.items():
             for journal, head in heads.items():
-                yield f"{other}/{journal}", head, by
+                yield other, journal, head, by
         for journal, head in finished.heads.items():
             self._ends[f"{run.name}/{journal}"] = head
-            yield f"{run.name}/{journal}", head, by
+            yield run.name, journal, head, by
 
     def _name(self, path: Path) -> str:
         return str(path.relative_to(self._runs.parent.parent))
@@ -109,18 +125,4 @@ def begin_of(run: Path) -> str | None:
         with chain.opened(run / chain.FIRST) as file:
             return chain.digest(file.readline())
     except OSError:
-        return None
-
-
-class _Line(BaseModel):
-    previous: str | None = None
-
-
-_LINE = TypeAdapter(_Line)
-
-
-def _previous(line: bytes) -> str | None:
-    try:
-        return _LINE.validate_json(line).previous
-    except ValidationError:
         return None
