@@ -120,14 +120,16 @@ class Journals:
         for run in runs:
             self.runs += 1
             checked = Checked()
-            self._check_run(run, checked)
+            with on_disk(_KEPT):
+                self._check_run(run, checked)
             told(checked)
         checked = Checked()
         for path, what in self._links.missing_elsewhere():
             if not self._is_explained(path):
                 checked.find(Kind.chain, self._name(path), what)
         if self._suspects:
-            self._check_suspects(runs, checked)
+            with on_disk(_KEPT):
+                self._check_suspects(runs, checked)
         told(checked)
 
     def last_word(self, patient_id: str | None, coverage_id: str | None) -> LastWord | None:
@@ -209,19 +211,19 @@ class Journals:
         if isinstance(event, PatientEvent):
             states[event.state] += 1
             asked = _key(event.patient_id, event.coverage_id)
-            with on_disk(_KEPT):
-                self._db.execute(
-                    "INSERT INTO said VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "state = excluded.state, at = excluded.at, run_id = excluded.run_id, "
-                    "filtered = excluded.filtered WHERE excluded.at >= at",
-                    (asked, event.state, event.at, run_id, filtered.pop(asked, 0)),
-                )
+            self._db.execute(
+                "INSERT INTO said VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "state = excluded.state, at = excluded.at, run_id = excluded.run_id, "
+                "filtered = excluded.filtered WHERE excluded.at >= at",
+                (asked, event.state, event.at, run_id, filtered.pop(asked, 0)),
+            )
         elif isinstance(event, ImageEvent) and event.outcome is ImageOutcome.filtered:
             # An earlier run may have had it.
             if self._digest(event.path) is None:
                 filtered[_key(event.patient_id, event.coverage_id)] += 1
         elif isinstance(event, ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):
-            if event.image in self._spoken.damaged:
+            damaged = self._spoken.damaged
+            if damaged and event.image in damaged:
                 self._note_damage(_key(event.patient_id, event.coverage_id))
             else:
                 self._compare(run_id, event)
@@ -268,15 +270,12 @@ class Journals:
                 self._note_damage(asked)
 
     def _note_damage(self, asked: str) -> None:
-        with on_disk(_KEPT):
-            self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
+        self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
 
     def _digest(self, path: str) -> str | None:
         """Return the digest of a sidecar that was read."""
-        with on_disk(_KEPT):
-            found = self._db.execute(
-                "SELECT digest FROM sidecars WHERE path = ?", (key_of(path),)
-            ).fetchone()
+        query = "SELECT digest FROM sidecars WHERE path = ?"
+        found = self._db.execute(query, (key_of(path),)).fetchone()
         return found[0].hex() if found else None
 
     def _summary(self, run: Path, checked: Checked) -> Summary | None:

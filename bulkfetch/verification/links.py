@@ -53,7 +53,7 @@ class Links:
             OSError: the journal cannot be read.
         """
         run, journal = path.parent.name, path.name
-        named = self._named[run]
+        named, end = self._named[run], self._ends.get(f"{run}/{journal}")
         previous = begin
         is_sound, has_ended = True, False
         with chain.opened(path) as file:
@@ -75,9 +75,7 @@ class Links:
                     previous = chain.digest(line)
                     named.pop((journal, previous), None)
                     self._heads.discard(previous)
-                    has_ended = line.startswith(chain.FINISHED) or (
-                        previous == self._ends.get(f"{run}/{journal}")
-                    )
+                    has_ended = line.startswith(chain.FINISHED) or previous == end
                 if event is not None:
                     yield line, event
 
