@@ -21,6 +21,7 @@ from bulkfetch.archive import Kept, Mark
 from bulkfetch.errors import BadBodyError, TooLargeError
 from bulkfetch.models import Source
 from bulkfetch.transport import Answer
+from bulkfetch.words import counted
 
 # What the names of archived files may end in; every other kind of bytes is a `bin`.
 EXTENSIONS = {
@@ -115,7 +116,9 @@ class Body:
     def _check_stored(self) -> None:
         stored = _whole_number(self._headers, "x-goog-stored-content-length")
         if stored is not None and stored != self._stored_size:
-            raise BadBodyError(f"{self._stored_size} bytes came of the {stored} that are stored")
+            raise BadBodyError(
+                f"{counted(self._stored_size, 'byte')} came of the {stored:,} that are stored"
+            )
         for name, digest in (("crc32c", self._crc32c), ("md5", self._md5)):
             expected = self._expected.get(name)
             if digest and expected is not None and digest.digest() != expected:
@@ -123,7 +126,9 @@ class Body:
 
     def _check_limit(self, size: int) -> None:
         if self._limit is not None and size > self._limit:
-            raise TooLargeError(f"the file is larger than --max-file-size ({self._limit} bytes)")
+            raise TooLargeError(
+                f"the file is larger than --max-file-size ({counted(self._limit, 'byte')})"
+            )
 
 
 def media_type_of(head: bytes, declared: str | None) -> str:

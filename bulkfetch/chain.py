@@ -7,19 +7,18 @@ end, in hex: `sed -n 5p journal.jsonl | sha256sum` tells the fifth's.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
-from typing import BinaryIO
 
-from bulkfetch.archive import files
+from bulkfetch.archive.tree import Tree
+from bulkfetch.paths import PRIVATE
 
+RUNS = f"{PRIVATE}/runs"
 FIRST = "journal.jsonl"
+JOURNAL = re.compile(r"journal(-[0-9]+)?\.jsonl")
 FINISHED = b'{"event":"run_finished",'
 _BLOCK_BYTES = 2**16
 # A run's first line grows with the runs that it names: by 110 bytes each.
@@ -32,56 +31,71 @@ def digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def opened(path: Path) -> BinaryIO:
-    """Open a journal to read; a link or a pipe in its place is none.
+def journals_of(tree: Tree, run_id: str) -> list[str]:
+    """Return the paths of a run's journals, the first process's first.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the run's folder cannot be read.
     """
-    descriptor = files.open_to_read(path)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no file")
-    return os.fdopen(descriptor, "rb")
+    names = [name for name in tree.names(f"{RUNS}/{run_id}") if JOURNAL.fullmatch(name)]
+    return [f"{RUNS}/{run_id}/{name}" for name in sorted(names, key=lambda name: name != FIRST)]
 
 
-def heads_of_runs(runs: Path, *, durable: bool) -> Mapping[str, Mapping[str, str]]:
+def runs_of(tree: Tree) -> list[str]:
+    """Return the runs of an archive by their IDs, in order.
+
+    Raises:
+        OSError: the archive cannot be read.
+    """
+    with suppress(FileNotFoundError):
+        return [name for name in tree.names(RUNS) if RUN_ID.fullmatch(name)]
+    return []
+
+
+def heads_of_runs(tree: Tree, *, durable: bool) -> Mapping[str, Mapping[str, str]]:
     """Return the digest of the last line of each run's journals, by run and file name.
 
     Of a finished run, the first journal is enough: its last line names the heads of the others.
     With `durable`, what a killed run left is on the disk when this returns, since it is going to
     be named. What cannot be read is left out, and named by `bulkfetch verify`.
+
+    Raises:
+        OSError: the archive cannot be read.
     """
     found: dict[str, Mapping[str, str]] = {}
-    with suppress(FileNotFoundError):
-        for run in sorted(path for path in runs.iterdir() if RUN_ID.fullmatch(path.name)):
-            with suppress(OSError):
-                if heads := _heads_of_run(run, durable=durable):
-                    found[run.name] = heads
+    for run_id in runs_of(tree):
+        with suppress(OSError):
+            if heads := _heads_of_run(tree, run_id, durable=durable):
+                found[run_id] = heads
     return found
 
 
-def heads_of_helpers(run: Path) -> Mapping[str, str]:
-    """Return the digests of the last lines of a run's journals but the first."""
+def heads_of_helpers(tree: Tree, run_id: str) -> Mapping[str, str]:
+    """Return the digests of the last lines of a run's journals but the first.
+
+    Raises:
+        OSError: they cannot be read.
+    """
     heads: dict[str, str] = {}
-    for path in sorted(run.glob("journal-*.jsonl")):
-        if line := last_line(path):
-            heads[path.name] = digest(line)
+    for path in journals_of(tree, run_id):
+        name = path.rpartition("/")[2]
+        if name != FIRST and (line := last_line(tree, path)):
+            heads[name] = digest(line)
     return heads
 
 
-def _heads_of_run(run: Path, *, durable: bool) -> Mapping[str, str]:
-    last = last_line(run / FIRST)
+def _heads_of_run(tree: Tree, run_id: str, *, durable: bool) -> Mapping[str, str]:
+    last = last_line(tree, f"{RUNS}/{run_id}/{FIRST}")
     heads = {FIRST: digest(last)} if last else {}
     if last.startswith(FINISHED):
         return heads
-    for path in run.glob("journal*.jsonl"):
-        if durable:
-            _flush(path)
-    return {**heads, **heads_of_helpers(run)}
+    if durable:
+        for path in journals_of(tree, run_id):
+            tree.flush(path)
+    return {**heads, **heads_of_helpers(tree, run_id)}
 
 
-def last_line(path: Path) -> bytes:
+def last_line(tree: Tree, path: str) -> bytes:
     """Return the last whole line of a file, with its end; nothing where there is none.
 
     Raises:
@@ -89,7 +103,7 @@ def last_line(path: Path) -> bytes:
     """
     blocks: list[bytes] = []
     try:
-        file = opened(path)
+        file = tree.open(path)
     except FileNotFoundError:
         return b""
     with file:
@@ -111,8 +125,3 @@ def last_line(path: Path) -> bytes:
             if has_end and (before >= 0 or at == 0):
                 return b"".join(reversed(blocks))
     return b""
-
-
-def _flush(path: Path) -> None:
-    with opened(path) as file:
-        os.fsync(file.fileno())

@@ -11,14 +11,13 @@ import csv
 import io
 import json
 import logging
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
-from bulkfetch.archive.files import FILE_MODE, named, to_its_end
+from bulkfetch.archive import Growing
+from bulkfetch.archive.files import named, to_its_end
 from bulkfetch.chain import digest
 from bulkfetch.errors import FetchError
 from bulkfetch.logs import redact, stamp
@@ -96,8 +95,8 @@ class Appender:
     Lines are gathered in memory and written by `flush`, which `add` never waits for.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, file: Growing) -> None:
+        self._file = file
         self._pending: list[bytes] = []
         self._pending_size = 0
         self._unwritten = b""
@@ -129,7 +128,7 @@ class Appender:
         async with self._turn:
             self._take()
             if self._unwritten:
-                with named(str(self._path)):
+                with named(self._file.name):
                     # To its end, so that `close` does not overtake it.
                     writing = asyncio.to_thread(self._write, durable=durable)
                     await to_its_end(asyncio.ensure_future(writing))
@@ -141,9 +140,10 @@ class Appender:
             DestinationError: it cannot be written.
         """
         self._take()
-        with named(str(self._path)):
-            if self._unwritten or (durable and self._path.exists()):
-                self._write(durable=durable)
+        with named(self._file.name):
+            if self._unwritten:
+                self._write(durable=False)
+            self._file.close(durable=durable)
 
     def _take(self) -> None:
         self._unwritten += b"".join(self._pending)
@@ -151,15 +151,10 @@ class Appender:
         self._pending_size = 0
 
     def _write(self, *, durable: bool) -> None:
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, FILE_MODE)
-        try:
-            while self._unwritten:
-                # What could not be written is still there for the next time.
-                self._unwritten = self._unwritten[os.write(descriptor, self._unwritten) :]
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        while self._unwritten:
+            # What could not be written is still there for the next time.
+            written = self._file.append(self._unwritten, durable=durable)
+            self._unwritten = self._unwritten[written:]
 
 
 class Journal(Appender):
@@ -170,8 +165,8 @@ class Journal(Appender):
             line of the run's first process, for all but that one.
     """
 
-    def __init__(self, path: Path, head: str | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, file: Growing, head: str | None = None) -> None:
+        super().__init__(file)
         self.head = head
 
     def event(self, event: str, **fields: object) -> None:
@@ -200,15 +195,15 @@ class FailuresFile(Appender):
     `bulkfetch_*` columns, which `download` ignores, what went wrong.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        super().__init__(path)
+    def __init__(self, file: Growing, columns: Sequence[str]) -> None:
+        super().__init__(file)
         self._names = ("patient_id", "coverage_id", *columns)
         self._is_begun = False
 
     @property
     def path(self) -> str | None:
         """Where failures are named; None where nothing failed."""
-        return str(self._path) if self._is_begun else None
+        return self._file.name if self._is_begun else None
 
     def note(self, row: ManifestRow, failure: Failure) -> None:
         """Add a manifest row that failed."""
@@ -238,10 +233,10 @@ class Recorder:
         if self._journal:
             await self._journal.drain()
 
-    async def flush(self) -> None:
+    async def flush(self, *, durable: bool = False) -> None:
         """Write what is pending, so that others can read it."""
         if self._journal:
-            await self._journal.flush()
+            await self._journal.flush(durable=durable)
 
     def listed(self, items: Sequence[Item]) -> None:
         """Note what images there are of a patient."""
@@ -261,7 +256,7 @@ class Recorder:
             directory=item.place.directory,
             damage=item.damage,
         )
-        await self.flush()
+        await self.flush(durable=True)
 
     def moved(self, old: ImageRecord, new: ImageRecord) -> None:
         """Note that an image's record changed while it was fetched."""

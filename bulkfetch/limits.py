@@ -7,6 +7,7 @@ import os
 import resource
 
 from bulkfetch.settings import Settings
+from bulkfetch.words import counted
 
 # A download holds a socket, a directory and at most two files; a query holds a socket.
 _FILES_PER_DOWNLOAD = 4
@@ -65,10 +66,10 @@ def fit_to_open_files(settings: Settings) -> Settings:
     share = max(0.0, (allowed - _FILES_BESIDES) / (needed - _FILES_BESIDES))
     queries, downloads = max(1, int(queries * share)), max(1, int(downloads * share))
     log.warning(
-        "only %d files may be open at once (ulimit -n): %d queries and %d downloads at once",
-        allowed,
-        queries,
-        downloads,
+        "only %s may be open at once (ulimit -n): %s and %s at once",
+        counted(allowed, "file"),
+        counted(queries, "query"),
+        counted(downloads, "download"),
     )
     return settings.model_copy(
         update={"query_concurrency": queries, "download_concurrency": downloads}

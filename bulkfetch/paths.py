@@ -7,6 +7,9 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+PRIVATE = ".bulkfetch"
+"""Where an archive keeps what is no image, below its root."""
+
 LONGEST_NAME = 100
 _LONGEST_STEM = 40
 _PLAIN = re.compile(r"[a-z0-9._-]+")

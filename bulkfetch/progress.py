@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from bulkfetch.journal import Tally
 from bulkfetch.models import PatientState
+from bulkfetch.words import counted
 
 PLAIN_EVERY_S = 5.0
 _UNITS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -98,7 +99,7 @@ class PlainProgress:
             left_s = elapsed_s * (tally.total - tally.done) / tally.done
             left = f", {tqdm.format_interval(left_s)} left"
         tqdm.write(
-            f"{tally.done}/{tally.total} patients{left}, {_numbers(tally, elapsed_s)}",
+            f"{tally.done:,}/{counted(tally.total, 'patient')}{left}, {_numbers(tally, elapsed_s)}",
             file=sys.stderr,
         )
 
@@ -136,7 +137,7 @@ def time_text(seconds: float) -> str:
 def _numbers(tally: Tally, elapsed_s: float) -> str:
     failed = tally.patients[PatientState.failed]
     rate = size_text(tally.bytes / elapsed_s) if elapsed_s else "0 B"
-    numbers = f"{tally.listed} images, {size_text(tally.bytes)}, {rate}/s"
+    numbers = f"{counted(tally.listed, 'image')}, {size_text(tally.bytes)}, {rate}/s"
     first = [f"{failed} failed"] if failed else []
     if tally.hindrance:
         first.append(tally.hindrance)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from bulkfetch.archive import LocalArchive, files
+from bulkfetch.archive import Archive, files
 from bulkfetch.errors import DestinationError
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageSums, PatientSums
@@ -128,7 +128,7 @@ class SnapshotFile:
 
     def __init__(
         self,
-        archive: LocalArchive,
+        archive: Archive,
         run_id: str,
         *,
         shard: str | None,
@@ -148,16 +148,14 @@ class SnapshotFile:
     async def write(self, tally: Tally, in_flight: InFlight, retries: int) -> None:
         """Write how far the run is, in a thread; where the disk is full, do nothing."""
         text = self._take(tally, in_flight, retries).model_dump_json()
-        name = f"runs/{self._run_id}/{SNAPSHOT_NAME}"
         with suppress(DestinationError):
             # To its end, so that none is written when the run has ended.
-            writing = asyncio.to_thread(self._archive.write_private, name, text, durable=False)
+            writing = asyncio.to_thread(self._archive.write, SNAPSHOT_NAME, text, durable=False)
             await files.to_its_end(asyncio.ensure_future(writing))
 
     def remove(self) -> None:
         """Remove it: now the summary tells."""
-        with suppress(OSError):
-            (self._archive.run_directory / SNAPSHOT_NAME).unlink()
+        self._archive.remove(SNAPSHOT_NAME)
 
     def _take(self, tally: Tally, in_flight: InFlight, retries: int) -> Snapshot:
         now = _Sample(self._clock(), tally.done, tally.images.total(), tally.bytes)

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from itertools import count, islice
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bulkfetch.archive import files
-from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive import LocalTree, Tree, files
 from bulkfetch.archive.identity import archive_at
-from bulkfetch.archive.lock import at_work
-from bulkfetch.chain import RUN_ID
-from bulkfetch.errors import PathRefusedError
+from bulkfetch.archive.tree import read
+from bulkfetch.chain import RUN_ID, RUNS, journals_of
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Shard, Summary
 from bulkfetch.snapshot import SNAPSHOT_NAME, InFlight, Rate, Snapshot
+from bulkfetch.words import counted
 
 # A run that writes every second, and was not heard of for so long, is stopped, or its disk is.
 SILENT_AFTER_S = 10.0
@@ -112,16 +110,15 @@ def look(out: str) -> Status:
     Raises:
         ConfigurationError: there is no archive.
         DestinationError: it cannot be read at all.
-        PathRefusedError: a link or a file lies where its runs belong.
     """
     with files.named(out):
         archive_at(out)
-        return _Look(Path(out).resolve()).status()
+        return _Look(LocalTree(Path(out).resolve())).status()
 
 
 class _Look:
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
         self._now = datetime.now(UTC)
         self._problems: list[str] = []
 
@@ -139,7 +136,7 @@ class _Look:
         left = [snapshot.left_s for snapshot in heard if snapshot.left_s is not None]
         known = [run.numbers for run in found if run.numbers]
         return Status(
-            archive=str(self._root),
+            archive=self._tree.name,
             state=state,
             ok=is_complete and all(run.ok for run in found),
             patients=_added(PatientSums, [one.patients for one in known]),
@@ -158,16 +155,11 @@ class _Look:
 
     def _newest(self) -> list[RunStatus]:
         """Return the newest run, or the newest of each shard where it is a shard's."""
-        with files.descriptor(self._root) as root, files.subdirectory(PRIVATE, root) as private:
-            try:
-                with files.subdirectory("runs", private) as directory:
-                    runs = self._runs(directory)
-                    newest = next(runs, None)
-                    if newest is None or newest.shard is None:
-                        return [newest] if newest else []
-                    return self._shards(newest, runs)
-            except FileNotFoundError:
-                return [_running(*run, None, self._now) for run in self._working().items()]
+        runs = self._runs()
+        newest = next(runs, None)
+        if newest is None or newest.shard is None:
+            return [newest] if newest else []
+        return self._shards(newest, runs)
 
     def _shards(self, newest: RunStatus, others: Iterator[RunStatus]) -> list[RunStatus]:
         shares = Shard.parse(newest.shard or "").shares
@@ -183,18 +175,21 @@ class _Look:
         return sorted(found.values(), key=lambda run: Shard.parse(run.shard or ""))
 
     def _working(self) -> dict[str, Shard | None]:
-        working = at_work(self._root / PRIVATE).items()
+        working = self._tree.at_work().items()
         return {run_id: shard for run_id, shard in working if RUN_ID.fullmatch(run_id)}
 
-    def _runs(self, directory: int) -> Iterator[RunStatus]:
+    def _runs(self) -> Iterator[RunStatus]:
         """Yield the runs at work, then the others, the newest first."""
         # In this order, so that a run that begins or ends meanwhile is not taken for a killed one.
-        names = os.listdir(directory)
+        try:
+            names = self._tree.names(RUNS)
+        except FileNotFoundError:
+            names = []
         working = self._working()
         strays = sorted(name for name in names if not RUN_ID.fullmatch(name))
         if strays:
             self._problems.append(
-                f"{PRIVATE}/runs: {len(strays)} names there are no run's, such as {strays[0]}"
+                f"{RUNS}: no run's: {counted(len(strays), 'name')}, such as {strays[0]}"
             )
         ids = {*names, *working} - {*strays}
         for run_id in sorted(ids, key=lambda run_id: (run_id in working, run_id), reverse=True):
@@ -203,20 +198,20 @@ class _Look:
                 yield _running(run_id, working[run_id], None, self._now)
                 continue
             try:
-                with files.subdirectory(run_id, directory) as run:
-                    found = self._run(run_id, run, working)
+                found = self._run(run_id, working)
             except FileNotFoundError:
                 continue
-            except (OSError, PathRefusedError) as error:
-                self._problems.append(f"{PRIVATE}/runs/{run_id}: {_words(error)}")
+            except OSError as error:
+                self._problems.append(f"{RUNS}/{run_id}: {_words(error)}")
                 continue
             yield found
 
-    def _run(self, run_id: str, directory: int, working: dict[str, Shard | None]) -> RunStatus:
-        where = f"{PRIVATE}/runs/{run_id}"
+    def _run(self, run_id: str, working: dict[str, Shard | None]) -> RunStatus:
+        where = f"{RUNS}/{run_id}"
+        self._tree.names(where)  # where that is no directory, it is one problem and not three
         # In this order, since a run that ends writes the one and then removes the other.
-        progress = self._read(Snapshot, SNAPSHOT_NAME, where, directory)
-        summary = self._read(Summary, "summary.json", where, directory)
+        progress = self._read(Snapshot, f"{where}/{SNAPSHOT_NAME}")
+        summary = self._read(Summary, f"{where}/summary.json")
         if summary:
             return RunStatus(
                 run_id=run_id,
@@ -227,25 +222,25 @@ class _Look:
             )
         if run_id in working:
             return _running(run_id, working[run_id], progress, self._now)
-        if progress is None and (progress := _counted(run_id, directory)):
+        if progress is None and (progress := _counted(self._tree, run_id)):
             self._problems.append(f"{where}: no {SNAPSHOT_NAME}: its journals are counted")
         shard = progress.shard if progress else None
         return RunStatus(
             run_id=run_id, state=State.killed, shard=shard, ok=False, progress=progress
         )
 
-    def _read(self, kind: type[T], name: str, where: str, directory: int) -> T | None:
+    def _read(self, kind: type[T], path: str) -> T | None:
         try:
-            said = kind.model_validate_json(files.read(name, directory, _LONGEST_FILE))
+            said = kind.model_validate_json(read(self._tree, path, _LONGEST_FILE))
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._problems.append(f"{where}/{name}: {_words(error)}")
+            self._problems.append(f"{path}: {_words(error)}")
             return None
         except ValidationError:
             said = None
         if said is None or not _is_plausible(said):
-            self._problems.append(f"{where}/{name}: it is no {kind.__name__.lower()}, or not whole")
+            self._problems.append(f"{path}: it is no {kind.__name__.lower()}, or not whole")
             return None
         return said
 
@@ -265,14 +260,13 @@ def _running(
     )
 
 
-def _counted(run_id: str, directory: int) -> Snapshot | None:
+def _counted(tree: Tree, run_id: str) -> Snapshot | None:
     """Count what the journals of a run have; None where there is no line of any."""
     tally = Tally()
     first = last = None
-    names = os.listdir(directory)
-    journals = [name for name in names if fnmatchcase(name, "journal*.jsonl")]
-    for name in journals:
-        with os.fdopen(files.open_to_read(name, directory), "rb") as file:
+    journals = journals_of(tree, run_id)
+    for path in journals:
+        with suppress(OSError), tree.open(path) as file:
             for line in file:
                 if at := _count(line, tally):
                     first, last = min(first or at, at), max(last or at, at)
@@ -353,5 +347,5 @@ def _summed(parts: list[dict[str, int]]) -> dict[str, int]:
     return dict(whole)
 
 
-def _words(error: OSError | PathRefusedError) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+def _words(error: OSError) -> str:
+    return error.strerror or str(error)

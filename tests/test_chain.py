@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bulkfetch import Finding, Summary, chain, verify
+from bulkfetch.archive import LocalTree
 from bulkfetch.simulator import Simulator, SimulatorConfig
 from bulkfetch.verification import Kind
 from tests.conftest import Serve, bulkfetch, download, serving, write_manifest
@@ -293,15 +294,15 @@ def test_a_run_begins_whatever_earlier_ones_left(
 
 @pytest.mark.parametrize("size", [1, 10, 2**16 - 1, 2**16, 2**16 + 1, 2**17 + 5])
 def test_the_last_whole_line_is_found_whatever_its_size(tmp_path: Path, size: int) -> None:
-    path = tmp_path / "journal.jsonl"
+    tree, path = LocalTree(tmp_path), tmp_path / "journal.jsonl"
     line = b"x" * size + b"\n"
     for before in (b"", b"first\n", b"y" * 2**16 + b"\n"):
         for after in (b"", b"cut", b"z" * (2**16 + 3)):
             path.write_bytes(before + line + after)
-            assert chain.last_line(path) == line
+            assert chain.last_line(tree, path.name) == line
     path.write_bytes(b"no end")
-    assert chain.last_line(path) == b""
-    assert chain.last_line(tmp_path / "nowhere") == b""
+    assert chain.last_line(tree, path.name) == b""
+    assert chain.last_line(tree, "nowhere") == b""
 
 
 def test_operator_and_purpose_are_one_line(serve: Serve, tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_mistyped_variable_is_said(serve: Serve, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.status == 0
     assert "BULKFETCH_ENVIROMENT" in result.err
-    assert "is BULKFETCH_ENVIRONMENT meant?" in result.err
+    assert "did you mean BULKFETCH_ENVIRONMENT?" in result.err
 
 
 def test_a_filter_that_leaves_nothing_is_said(serve: Serve, tmp_path: Path) -> None:
@@ -305,3 +305,47 @@ def test_a_path_object_and_the_home_directory_are_destinations(
     monkeypatch.setenv("HOME", str(tmp_path))
     assert package.Settings(out="~/archive").out == str(tmp_path / "archive")
     assert package.Settings(out=tmp_path).out == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("download m.csv --out d --query-concurency 3", "--query-concurrency"),
+        ("doctor --enviroment=staging", "--environment"),
+        ("verify d --manifst m.csv", "--manifest"),
+        ("manifest build m.csv --sinse 2026-11-01", "--since"),
+        ("manifest chekc m.csv", "check"),
+        ("simulate --patiens 3", "--patients"),
+        ("downlaod m.csv", "download"),
+        ("--verson", "--version"),
+    ],
+)
+def test_a_mistyped_option_or_command_is_told_with_the_one_that_was_meant(
+    line: str, meant: str
+) -> None:
+    result = bulkfetch(*line.split())
+    assert result.status == 2
+    assert not result.out
+    assert f"; did you mean {meant}?" in result.err
+
+
+def test_an_option_that_is_like_no_other_is_told_without_its_value() -> None:
+    for given in (["--token=hunter2"], ["--token", "hunter2"]):
+        result = bulkfetch("download", "m.csv", "--out", "d", *given)
+        assert result.status == 2
+        assert "no such option: --token\n" in result.err
+        assert "hunter2" not in result.err
+
+
+def test_a_command_that_is_like_no_other_is_told_with_those_there_are() -> None:
+    result = bulkfetch("frobnicate")
+    assert result.status == 2
+    assert "no such command: frobnicate; there are download, verify," in result.err
+
+
+def test_a_mistyped_key_of_a_file_is_told_with_the_one_that_was_meant(tmp_path: Path) -> None:
+    config = tmp_path / "bulkfetch.toml"
+    config.write_text("query_concurency = 3\nxyzzy = 1\n", encoding="utf-8")
+    result = bulkfetch("download", "m.csv", "--out", "d", "--config", config)
+    assert result.status == 2
+    assert "query_concurency, xyzzy; did you mean query_concurrency?\n" in result.err

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bulkfetch.archive.files import GrowingFile
 from bulkfetch.errors import BadBodyError, DestinationError, SignedURLError
 from bulkfetch.journal import Appender, Failure, FailuresFile, Journal, Recorder, Tally
 from bulkfetch.logs import HIDDEN
@@ -58,7 +59,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_every_event_is_one_line_of_utf_8_json_with_its_time(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(GrowingFile(tmp_path / "journal.jsonl"))
     nasty = 'a "quoted"\nline \u2028 é 😀 \ud83d \0'
     journal.event("image", image_id=nasty, version=1, outcome=ImageOutcome.failed, error=None)
     journal.event("patient", patient_id="p", state=PatientState.failed, images=0)
@@ -74,10 +75,10 @@ def test_every_event_is_one_line_of_utf_8_json_with_its_time(tmp_path: Path) -> 
 
 def test_an_error_is_written_without_its_secret(tmp_path: Path) -> None:
     error = SignedURLError(f"refused {LEAK} with Bearer eyJhbGci.eyJzdWIi.c2ln")
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(GrowingFile(tmp_path / "journal.jsonl"))
     failure = Recorder(Tally(1), journal).patient(row(), [], {}, error, reached=False)
     journal.close(durable=False)
-    failures = FailuresFile(tmp_path / "failures.csv", [])
+    failures = FailuresFile(GrowingFile(tmp_path / "failures.csv"), [])
     assert failure is not None
     failures.note(row(), failure)
     failures.close(durable=False)
@@ -91,13 +92,13 @@ def test_an_error_is_written_without_its_secret(tmp_path: Path) -> None:
 
 
 def test_files_are_private_and_there_only_when_there_is_something_in_them(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = Journal(GrowingFile(tmp_path / "journal.jsonl"))
     journal.close(durable=True)
     assert list(tmp_path.iterdir()) == []
     journal.event("run_started")
     journal.close(durable=True)
     assert [path.name for path in tmp_path.iterdir()] == ["journal.jsonl"]
-    failures = FailuresFile(tmp_path / "failures.csv", [])
+    failures = FailuresFile(GrowingFile(tmp_path / "failures.csv"), [])
     failures.note(row(), SHORT)
     failures.close(durable=True)
     for path in tmp_path.iterdir():
@@ -140,7 +141,7 @@ def test_failures_are_a_manifest_with_the_rows_own_columns(
     failed: Sequence[tuple[str, str, str]],
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
-        failures = FailuresFile(Path(name) / "failures.csv", ["note", "chart, no."])
+        failures = FailuresFile(GrowingFile(Path(name) / "failures.csv"), ["note", "chart, no."])
         for patient_id, note, chart in failed:
             extra = {"note": note, "chart, no.": chart}
             failures.note(row(patient_id=patient_id, extra=extra), SHORT)
@@ -155,7 +156,7 @@ def test_failures_are_a_manifest_with_the_rows_own_columns(
 
 
 def test_failures_say_what_went_wrong_in_columns_of_their_own(tmp_path: Path) -> None:
-    failures = FailuresFile(tmp_path / "failures.csv", ["note"])
+    failures = FailuresFile(GrowingFile(tmp_path / "failures.csv"), ["note"])
     failures.note(
         row(patient_id=None, coverage_id="c-1", extra={"note": {"a": [1, None]}}),
         Failure([BadBodyError("the body is empty"), BadBodyError("short")], ["i-1", "i-2"]),
@@ -173,7 +174,7 @@ def test_failures_say_what_went_wrong_in_columns_of_their_own(tmp_path: Path) ->
 
 
 async def test_adding_never_writes_and_draining_writes_once_there_is_much(tmp_path: Path) -> None:
-    appender = Appender(tmp_path / "lines")
+    appender = Appender(GrowingFile(tmp_path / "lines"))
     appender.add("one\n")
     await appender.drain()
     assert list(_inside(tmp_path)) == []
@@ -187,7 +188,7 @@ def _inside(directory: Path) -> dict[str, str]:
 
 
 async def test_lines_keep_their_order_when_many_flush_at_once(tmp_path: Path) -> None:
-    appender = Appender(tmp_path / "lines")
+    appender = Appender(GrowingFile(tmp_path / "lines"))
 
     async def write(number: int) -> None:
         appender.add(f"{number}\n")
@@ -202,7 +203,7 @@ async def test_a_flush_that_is_cancelled_loses_no_line_and_is_not_overtaken(
     tmp_path: Path,
 ) -> None:
     for turn in range(30):
-        appender = Appender(tmp_path / str(turn))
+        appender = Appender(GrowingFile(tmp_path / str(turn)))
         wanted = []
         for number in range(5):
             appender.add(f"{number}\n")
@@ -218,7 +219,7 @@ async def test_a_flush_that_is_cancelled_loses_no_line_and_is_not_overtaken(
 
 
 async def test_what_cannot_be_written_is_a_destination_error(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "not there" / "journal.jsonl")
+    journal = Journal(GrowingFile(tmp_path / "not there" / "journal.jsonl"))
     journal.event("run_started")
     with pytest.raises(DestinationError, match="not there"):
         await journal.flush()
@@ -228,7 +229,7 @@ async def test_what_cannot_be_written_is_a_destination_error(tmp_path: Path) -> 
 
 
 async def test_what_could_not_be_written_is_written_the_next_time(tmp_path: Path) -> None:
-    appender = Appender(tmp_path / "lines")
+    appender = Appender(GrowingFile(tmp_path / "lines"))
     whole = "".join(f"{number:05}\n" for number in range(200))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The signal that comes with it is ignored by Python.

@@ -202,7 +202,7 @@ def test_a_patient_that_moved_out_of_sight_while_they_were_listed_is_found_the_s
     skip_one_on_page(monkeypatch, simulator, times=1)
     result = build(simulator, tmp_path / "all.csv")
     assert result.status == 0, result.err
-    assert "counts 1 patients more than it listed" in result.err
+    assert "counts 1 patient more than it listed" in result.err
     assert set(patients(tmp_path / "all.csv")) == active(simulator)
 
 

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from bulkfetch.archive.tree import Tree
 from bulkfetch.models import Sidecar
 from bulkfetch.paths import DEFAULT_TEMPLATE
 from bulkfetch.plan import Held, Level, Place
 
 LAYOUT = 1
-PRIVATE = ".bulkfetch"
-"""Where an archive keeps what is no image, below its root."""
 # A body up to this size waits in memory; the part of a longer one is kept for another try.
 KEPT_OVER_BYTES = 2**20
 
@@ -52,6 +51,18 @@ class Mark(BaseModel):
     total: int
     crc32c: str | None
     md5: str | None
+
+
+class Writer(NamedTuple):
+    """Who writes: which shard's run (`2-of-4`, or "" for the whole), and which of its processes.
+
+    `locks` are descriptors for another process to inherit, so that no other run begins before that
+    has ended, too.
+    """
+
+    owner: str
+    process: str
+    locks: Sequence[int]
 
 
 class Kept(BaseModel):
@@ -101,11 +112,44 @@ class Holdings:
     superseded: Collection[Place] = ()
 
 
+class Growing(Protocol):
+    """A file of a run that grows at its end; it is there once anything was appended."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    def append(self, data: bytes, *, durable: bool) -> int:
+        """Add bytes, and return how many of them were added; with `durable`, wait for the disk.
+
+        Nothing to add, and `durable`, waits for what was added before.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+
+    def close(self, *, durable: bool) -> None:
+        """See that all is written, and that others can read it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+
+
 class Archive(Protocol):
     """A destination, open for one run.
 
     Every method raises `DestinationError` where the destination fails.
+
+    Attributes:
+        tree: what is in it.
+        writer: what another process needs to `join`; None where nothing may be written.
+        is_recognised: whether anything was claimed: the account is the archive's own.
     """
+
+    tree: Tree
+    writer: Writer | None
+    is_recognised: bool
 
     async def look(
         self,
@@ -146,3 +190,18 @@ class Archive(Protocol):
         Raises:
             ArchiveMismatchError: it is another organization's.
         """
+
+    def growing(self, name: str) -> Growing:
+        """Return a file in this run's folder that is to grow."""
+
+    def write(self, name: str, text: str, *, durable: bool = True) -> None:
+        """Write a whole text file into this run's folder, or leave the one that is there.
+
+        Without `durable`, a power cut may lose it, even where nothing else is lost.
+        """
+
+    def remove(self, name: str) -> None:
+        """Remove a file from this run's folder, if that can be done."""
+
+    def process_died(self) -> None:
+        """Have the next run clear away what a process of this one left half-made."""

@@ -216,6 +216,40 @@ def whole_file(path: Path) -> Iterator[BufferedRandom]:
             raise
 
 
+class GrowingFile:
+    """See `Growing`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def name(self) -> str:
+        """See `Growing.name`."""
+        return str(self._path)
+
+    def append(self, data: bytes, *, durable: bool) -> int:
+        """See `Growing.append`."""
+        flags = os.O_WRONLY | os.O_APPEND | (os.O_CREAT if data else 0)
+        try:
+            descriptor = os.open(self._path, flags, FILE_MODE)
+        except FileNotFoundError:
+            if data:
+                raise
+            return 0
+        try:
+            written = os.write(descriptor, data)
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return written
+
+    def close(self, *, durable: bool) -> None:
+        """See `Growing.close`."""
+        if durable:
+            self.append(b"", durable=True)
+
+
 def rename(directory: int, old: str, new: str) -> None:
     """Rename a file within its directory."""
     os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)

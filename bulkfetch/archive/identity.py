@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from bulkfetch.archive.base import LAYOUT, PRIVATE, Identity
+from bulkfetch.archive.base import LAYOUT, Identity
 from bulkfetch.errors import ArchiveMismatchError, ConfigurationError
+from bulkfetch.paths import PRIVATE
 
 
 def identity_of(root: Path) -> Identity | None:

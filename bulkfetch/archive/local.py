@@ -11,26 +11,27 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import PRIVATE, Holdings, Identity, Stage
+from bulkfetch.archive.base import Holdings, Identity, Stage, Writer
 from bulkfetch.archive.commit import Committer, Job, NewFile
 from bulkfetch.archive.identity import identity_for
 from bulkfetch.archive.lock import WHOLE, Hold, hold
 from bulkfetch.archive.look import look, paths_of
 from bulkfetch.archive.parts import Parts
 from bulkfetch.archive.stage import LocalStage, in_thread
+from bulkfetch.archive.tree import LocalTree, Tree
 from bulkfetch.errors import ArchiveMismatchError, DestinationError, TakenError
 from bulkfetch.models import (
     Shard,
     Sidecar,
     json_text,
 )
-from bulkfetch.paths import parse_template
+from bulkfetch.paths import PRIVATE, parse_template
 from bulkfetch.plan import Level, Place
 
 # A look at a patient's directory that takes longer waited for the disk; as the next ones will.
@@ -38,31 +39,18 @@ _SLOW_LOOK_S = 0.01
 _LOOKS_IN_THREADS = 64
 
 
-class Writer(NamedTuple):
-    """Who writes: which shard's run (`2-of-4`, or "" for the whole), and which of its processes.
-
-    `locks` are descriptors for another process to inherit, so that no other run begins before that
-    has ended, too.
-    """
-
-    owner: str
-    process: str
-    locks: Sequence[int]
-
-
 class LocalArchive:
     """A directory, held by one run at a time.
 
     Use `LocalArchive.open`; `check` says beforehand what would be wrong with a destination.
 
-    Attributes:
-        writer: what another process needs to `join`; None where nothing may be written.
-        is_recognised: whether anything was claimed: the account is the archive's own.
+    See `Archive` for its attributes.
     """
 
     def __init__(
         self, root: Path, run_id: str, identity: Identity, writer: Writer | None, *, durable: bool
     ) -> None:
+        self.tree: Tree = LocalTree(root)
         self._root = root
         self._run_id = run_id
         self._identity = identity
@@ -147,8 +135,8 @@ class LocalArchive:
                         root.resolve(), run_id, found or identity, writer, durable=durable
                     )
                     if found is None:
-                        archive.write_private("archive.json", identity.model_dump_json(indent=2))
-                files.make_directory(archive.run_directory)
+                        archive._write_identity(identity)
+                files.make_directory(archive._folder)
                 archive._parts.load()
                 archive._parts.sweep(len(parse_template(identity.path_template)), held.dead)
                 held.cleared()
@@ -190,7 +178,7 @@ class LocalArchive:
         return cls(root.absolute(), "", found or identity, None, durable=False)
 
     def process_died(self) -> None:
-        """Have the next run clear away what a process of this one left half-made."""
+        """See `Archive.process_died`."""
         if self._hold is not None:
             self._hold.not_cleared()
 
@@ -204,14 +192,21 @@ class LocalArchive:
                 self._committer.close()
 
     @property
-    def runs_directory(self) -> Path:
-        """Where all runs' journals and summaries are."""
-        return self._root / PRIVATE / "runs"
+    def _folder(self) -> Path:
+        return self._root / PRIVATE / "runs" / self._run_id
 
-    @property
-    def run_directory(self) -> Path:
-        """Where this run's go."""
-        return self.runs_directory / self._run_id
+    def growing(self, name: str) -> files.GrowingFile:
+        """See `Archive.growing`."""
+        return files.GrowingFile(self._folder / name)
+
+    def write(self, name: str, text: str, *, durable: bool = True) -> None:
+        """See `Archive.write`."""
+        self._write(self._folder / name, text, durable=durable)
+
+    def remove(self, name: str) -> None:
+        """See `Archive.remove`."""
+        with suppress(OSError):
+            (self._folder / name).unlink()
 
     async def look(
         self,
@@ -309,18 +304,13 @@ class LocalArchive:
                 )
             identity = found.model_copy(update={"organization_id": organization_id})
             if known is None and self.writer is not None:
-                self.write_private("archive.json", identity.model_dump_json(indent=2))
+                self._write_identity(identity)
             self._identity = identity
 
-    def write_private(self, name: str, text: str, *, durable: bool = True) -> None:
-        """Write a whole text file below `.bulkfetch`, or leave the one that is there.
+    def _write_identity(self, identity: Identity) -> None:
+        self._write(self._root / PRIVATE / "archive.json", identity.model_dump_json(indent=2))
 
-        Without `durable`, a power cut may lose it, even where nothing else is lost.
-
-        Raises:
-            DestinationError: it cannot be written.
-        """
-        path = self._root / PRIVATE / name
+    def _write(self, path: Path, text: str, *, durable: bool = True) -> None:
         with files.named(str(path)), files.descriptor(path.parent) as directory:
             part, data = self._parts.name(path.name), f"{text}\n".encode()
             durable = durable and self._durable

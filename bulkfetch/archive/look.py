@@ -21,6 +21,7 @@ from bulkfetch.archive.base import Holdings
 from bulkfetch.errors import ArchiveMismatchError
 from bulkfetch.models import SCHEMA_VERSION, FileInfo, Sidecar, UnlistedSidecar
 from bulkfetch.plan import Held, Level, Place
+from bulkfetch.words import counted
 
 _SIDECAR = re.compile(r"(?P<image>.+)\.v(?P<version>[0-9]+)(?:\.r[0-9]+)?\.json", re.DOTALL)
 _ENDING = re.compile("[a-z]+")
@@ -166,7 +167,7 @@ def _damage(place: Place, file: FileInfo, directory: int, *, rehash: bool) -> st
         if not stat.S_ISREG(found.st_mode):
             return "its file is no regular file"
         if found.st_size != file.size:
-            return f"its file has {found.st_size} bytes, not {file.size}"
+            return f"its file has {counted(found.st_size, 'byte')}, not {file.size:,}"
         if rehash:
             opened = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=directory)
             with os.fdopen(opened, "rb") as content:

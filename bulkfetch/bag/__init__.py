@@ -18,7 +18,6 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import hold_still
 from bulkfetch.bag.contents import Contents
@@ -27,6 +26,7 @@ from bulkfetch.bag.info import Label, bag_info, parse_label
 from bulkfetch.bag.streams import STANDARD_OUTPUT, as_tar, as_zip
 from bulkfetch.bag.target import Target
 from bulkfetch.errors import DestinationError
+from bulkfetch.paths import PRIVATE
 from bulkfetch.verification import (
     ALGORITHMS,
     Finding,

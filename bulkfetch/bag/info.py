@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 from bulkfetch._version import __version__
 from bulkfetch.archive import Identity
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.bag.contents import Contents
 from bulkfetch.logs import plain
+from bulkfetch.paths import PRIVATE
 from bulkfetch.progress import size_text
 from bulkfetch.verification import Report
+from bulkfetch.words import counted
 
 _OURS = "Bulkfetch-"
 _COMPUTED = {"bag-software-agent", "bagging-date", "payload-oxum", "bag-size"}
@@ -58,8 +59,9 @@ def bag_info(
     labels = list(given)
     if not any(label.name.lower() == _DESCRIPTION.lower() for label in given):
         what = "Images of insurance cards and the records about them, as exported from the "
-        told = f"pre-encounter API of {identity.api_host}: {images} images, {patients} patients"
-        labels.append(Label(_DESCRIPTION, what + told))
+        told = f"pre-encounter API of {identity.api_host}: "
+        sums = f"{counted(images, 'image')}, {counted(patients, 'patient')}"
+        labels.append(Label(_DESCRIPTION, what + told + sums))
     labels += [
         Label("Bagging-Date", f"{datetime.now(UTC):%Y-%m-%d}"),
         Label("Bag-Software-Agent", f"bulkfetch {__version__}"),

@@ -31,6 +31,7 @@ from bulkfetch.models import Coverage, PatientPage, Versioned, moment
 from bulkfetch.retry import Budget, Retry
 from bulkfetch.settings import Building
 from bulkfetch.transport import connect
+from bulkfetch.words import counted
 
 STANDARD_OUTPUT = "-"
 # The listing is of pages by number: who is deactivated meanwhile moves another one out of sight.
@@ -280,9 +281,9 @@ class _Build:
         for turn in range(LISTINGS_AT_MOST):
             if turn:
                 log.warning(
-                    "the API counts %d patients more than it listed, since they changed meanwhile: "
+                    "the API counts %s more than it listed, since they changed meanwhile: "
                     "listing them once more",
-                    self._missing,
+                    counted(self._missing, "patient"),
                 )
             async for page in self._pages():
                 await self._add(Kind.patient, page.items)

@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bulkfetch.cli.parser import Parser
+
 COMMANDS = {
     "download": "fetch every image of the patients in a manifest",
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
@@ -26,7 +28,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status (see "Exit status" in the README)."""
     _open_what_is_closed()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bulkfetch",
         usage="bulkfetch COMMAND [OPTIONS]",
         description="Bulk export of patients' insurance-card images "
@@ -34,8 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog="commands:\n"
         + "".join(f"  {name:<10} {what}\n" for name, what in COMMANDS.items())
         + "\nexample:\n  bulkfetch demo\n  bulkfetch download --help",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
@@ -49,8 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.command is None:
         parser.print_help(sys.stderr)
         return 2
-    if given.command not in COMMANDS:
-        parser.error(f"no command {given.command!r}: one of {', '.join(COMMANDS)}")
+    parser.refuse_unknown(given.command, COMMANDS)
     return _call(given.command, given.rest)
 
 

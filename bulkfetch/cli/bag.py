@@ -23,6 +23,7 @@ from bulkfetch.cli.running import ended_by_signals, say
 from bulkfetch.cli.verify import Telling, advise, files_bar, processes
 from bulkfetch.limits import usable_cores
 from bulkfetch.progress import size_text
+from bulkfetch.words import counted
 
 
 def run(argv: Sequence[str]) -> int:
@@ -98,8 +99,10 @@ def _show(report: BagReport) -> None:
         advise(report.verification)
         return
     say(
-        f"{report.bag}: {report.payload_files:,} files ({size_text(report.payload_bytes)}) of "
-        f"{report.patients:,} patients, each read once and verified; {report.tag_files:,} tag files"
+        f"{report.bag}: {counted(report.payload_files, 'file')} "
+        f"({size_text(report.payload_bytes)}) of "
+        f"{counted(report.patients, 'patient')}, each read once and verified; "
+        f"{counted(report.tag_files, 'tag file')}"
     )
     say(
         f"SHA-256 of tagmanifest-sha256.txt: {report.tagmanifest_sha256}\n"

@@ -12,7 +12,6 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from bulkfetch import logs
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.cli import running
 from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say
@@ -20,10 +19,12 @@ from bulkfetch.cli.simulate import write_manifest
 from bulkfetch.errors import DestinationError
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import Summary
+from bulkfetch.paths import PRIVATE
 from bulkfetch.pipeline import Run
 from bulkfetch.progress import ProgressStyle, progress_for
 from bulkfetch.settings import ENV_PREFIX, Settings
 from bulkfetch.simulator import Simulator, SimulatorConfig
+from bulkfetch.words import counted
 
 _PATIENTS_SHOWN = 3
 
@@ -88,9 +89,9 @@ def _tree(archive: Path) -> Iterator[str]:
     for directory in directories[:_PATIENTS_SHOWN]:
         yield f"{directory.name}/"
         for file in sorted(directory.iterdir()):
-            yield f"    {file.name}  {file.stat().st_size:,} bytes"
+            yield f"    {file.name}  {counted(file.stat().st_size, 'byte')}"
     if more := len(directories) - _PATIENTS_SHOWN:
-        yield f"... and {more:,} more patients"
+        yield f"... and {counted(more, 'more patient')}"
     yield f"{PRIVATE}/"
     for file in sorted((archive / PRIVATE).rglob("*")):
         if file.is_file():

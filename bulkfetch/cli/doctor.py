@@ -18,6 +18,7 @@ from bulkfetch.cli.options import (
 )
 from bulkfetch.cli.running import heeding_signals, say
 from bulkfetch.doctor import BY_DEFAULT, Check, Setting, Setup, State, Sums, examine, set_up
+from bulkfetch.words import counted
 
 _NAME_WIDTH = 12
 _WIDTH = 96
@@ -53,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         return sums
     if setup.settings.as_json:
         print(json.dumps({"report": sums._asdict()}))
-    say(f"{sums.problem} problem{'s' * (sums.problem != 1)}, {sums.ok} ok, {sums.skipped} skipped")
+    say(f"{counted(sums.problem, 'problem')}, {sums.ok} ok, {sums.skipped} skipped")
     return 1 if sums.problem else 0
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, get_origin
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from bulkfetch.cli.parser import Parser
 from bulkfetch.logs import LogFormat, LogLevel
 from bulkfetch.progress import ProgressStyle
 from bulkfetch.settings import (
@@ -104,18 +105,16 @@ def given_options(namespace: argparse.Namespace, *positional: str) -> Mapping[st
 
 def command_parser(
     command: str, description: str, examples: Sequence[str], *, arguments: str = ""
-) -> argparse.ArgumentParser:
+) -> Parser:
     """Return a parser that looks like those of the other commands.
 
     `arguments` is what its usage line says between the command and its options.
     """
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"bulkfetch {command}",
         usage=" ".join(filter(None, ["%(prog)s", arguments, "[OPTIONS]"])),
         description=description,
         epilog="examples:\n" + "".join(f"  {example}\n" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
 
 

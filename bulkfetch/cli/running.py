@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from bulkfetch.logs import plain
 from bulkfetch.models import ImageSums, PatientSums, Summary, ToFetch
 from bulkfetch.progress import size_text
+from bulkfetch.words import counted
 
 if TYPE_CHECKING:
     # Commands without a network do without what it takes to load it.
@@ -115,7 +116,7 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
 
 def _size_to_fetch(to_fetch: ToFetch) -> str:
     sized, estimated = to_fetch.sized, to_fetch.estimated_bytes
-    known = f"to fetch: {to_fetch.images:,} images"
+    known = f"to fetch: {counted(to_fetch.images, 'image')}"
     if sized:
         known += f", {size_text(to_fetch.bytes)} for {sized:,} of them, whose size is known"
     if sized == to_fetch.images:
@@ -124,7 +125,8 @@ def _size_to_fetch(to_fetch: ToFetch) -> str:
         return f"{known}; the API does not tell their size"
     return (
         f"{known}; an estimate for all is {size_text(estimated)}, by the mean of "
-        f"{to_fetch.estimated_from:,} files in the archive, since the API does not tell their size"
+        f"{counted(to_fetch.estimated_from, 'file')} in the archive, "
+        "since the API does not tell their size"
     )
 
 

@@ -14,6 +14,7 @@ from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import program, say
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.simulator import KINDS, TARGETS, Simulator, SimulatorConfig, parse_fault
+from bulkfetch.words import counted
 
 _DEFAULT = SimulatorConfig()
 # Fields of `SimulatorConfig`; those in seconds end in `_s`, which their options leave out.
@@ -100,7 +101,7 @@ async def _serve(simulator: Simulator) -> None:
         print(json.dumps(where), flush=True)
         config = simulator.config
         say(
-            f"serving {config.patients:,} synthetic patients; to fetch their cards:\n"
+            f"serving {counted(config.patients, 'synthetic patient')}; to fetch their cards:\n"
             f"  export BULKFETCH_API_URL={simulator.api_url}\n"
             f"  export BULKFETCH_CLIENT_ID={config.client_id}\n"
             f"  export BULKFETCH_CLIENT_SECRET={config.client_secret}\n"

@@ -19,6 +19,7 @@ from bulkfetch.logs import plain, redact
 from bulkfetch.models import PatientSums
 from bulkfetch.progress import size_text, time_text
 from bulkfetch.status import RunStatus, State, Status, look
+from bulkfetch.words import counted
 
 _EVERY_S = 2.0
 _LABEL_WIDTH = 11
@@ -179,8 +180,8 @@ def _live_rows(status: Status) -> Iterator[tuple[str, str]]:
     each_second = f"{rate.patients_per_s:,.1f} patients, {rate.images_per_s:,.1f} images"
     yield "rate", f"{each_second}, {size_text(rate.bytes_per_s)} a second"
     yield "left", _left(status)
-    under_way = f"{flying.queries} queries, {flying.downloads} downloads; processes: {processes}"
-    yield "in flight", f"{flying.patients} patients, {under_way}"
+    under_way = f"{counted(flying.queries, 'query')}, {counted(flying.downloads, 'download')}"
+    yield "in flight", f"{counted(flying.patients, 'patient')}, {under_way}; processes: {processes}"
     for progress in told:
         if progress.hindrance:
             yield "held up", progress.hindrance
@@ -218,8 +219,9 @@ def _in_a_line(status: Status) -> str:
     patients = status.patients
     failed = f", {patients.failed:,} failed" if patients.failed else ""
     return (
-        f"patients: {_done(patients)}, left: {_left(status)}, {status.images.listed:,} images, "
-        f"{size_text(status.bytes)}, {size_text(status.rate.bytes_per_s)}/s{failed}"
+        f"patients: {_done(patients)}, left: {_left(status)}, "
+        f"{counted(status.images.listed, 'image')}, {size_text(status.bytes)}, "
+        f"{size_text(status.rate.bytes_per_s)}/s{failed}"
     )
 
 

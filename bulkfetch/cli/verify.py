@@ -21,6 +21,7 @@ from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.models import ManifestRow, label
 from bulkfetch.progress import size_text
 from bulkfetch.verification import ADVICE, Finding, Kind, LastWord, Report, is_at_work, verify
+from bulkfetch.words import counted
 
 # A person reads so many; who wants more has a program for it.
 _TOLD_OF_A_KIND = 20
@@ -102,8 +103,9 @@ def run(argv: Sequence[str]) -> int:
 def _show(report: Report, filtered: int) -> None:
     rate = size_text(report.bytes / report.seconds) if report.seconds else "0 B"
     say(
-        f"{report.images:,} images, {report.unlisted:,} of them no longer listed: "
-        f"{report.sidecars:,} sidecars, {report.files:,} files, {report.hashed:,} of them hashed "
+        f"{counted(report.images, 'image')}, {report.unlisted:,} of them no longer listed: "
+        f"{counted(report.sidecars, 'sidecar')}, {counted(report.files, 'file')}, "
+        f"{report.hashed:,} of them hashed "
         f"({size_text(report.bytes)}, {rate}/s); runs: {report.runs:,}, "
         f"of them without a summary, since killed or at work: {report.runs_without_summary:,}"
     )
@@ -114,7 +116,7 @@ def _show(report: Report, filtered: int) -> None:
         told = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in rows.items())
         say(f"rows of the manifest: {told}")
     if filtered:
-        say(f"filtered: complete but for {filtered:,} images that a filter left out")
+        say(f"filtered: complete but for {counted(filtered, 'image')} that a filter left out")
     if report.ok:
         say("nothing is missing, changed or stray")
     if not report.manifest:

@@ -12,14 +12,15 @@ from pydantic import ValidationError
 from yarl import URL
 
 from bulkfetch.archive import Identity, LocalArchive, files
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.archive.identity import identity_of
 from bulkfetch.archive.lock import at_work
 from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
 from bulkfetch.limits import files_needed
 from bulkfetch.models import Summary
+from bulkfetch.paths import PRIVATE
 from bulkfetch.progress import size_text
 from bulkfetch.settings import Settings
+from bulkfetch.words import counted
 
 # Locks, and what has reached the disk, are another machine's affair there. Any that is not named
 # is taken for local, since there is no list of all.
@@ -126,13 +127,14 @@ class Destination:
         told = f"{size_text(free_bytes)} free"
         rooms = []
         if found.f_files:  # some make inodes as they are needed
-            told += f", for {free_files:,} files"
+            told += f", for {counted(free_files, 'file')}"
             if free_files < _FEWEST_FILES_LEFT:
                 raise ProblemError(told, "remove files from this disk, or use one with more inodes")
             rooms.append(free_files // _FILES_PER_IMAGE)
         if mean_bytes := _mean_image_bytes(self._root):
             rooms.append(int(free_bytes // (mean_bytes + _SIDECAR_BYTES)))
-            told += f": room for {min(rooms):,} images of {size_text(mean_bytes)}, as these are"
+            images = counted(min(rooms), "image")
+            told += f": room for {images} of {size_text(mean_bytes)}, as these are"
         return told
 
 

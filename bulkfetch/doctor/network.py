@@ -22,6 +22,7 @@ from bulkfetch.models import UPLOADED, ImageRecord
 from bulkfetch.retry import http_date
 from bulkfetch.settings import ClientCredentials, Settings, StaticToken
 from bulkfetch.transport import Answer, Transport, connect, proxy_for, trust
+from bulkfetch.words import counted
 
 # Signed URLs and tokens live for minutes and more; a machine that keeps time is off by less.
 MOST_SKEW_S = 30.0
@@ -94,7 +95,7 @@ class Network:
                 "check --environment, --api-url and --auth-url, and this machine's resolver",
             ) from None
         number = len({address[0] for *_, address in found})
-        return f"{host} -> {number} address{'es' * (number > 1)}"
+        return f"{host} -> {counted(number, 'address')}"
 
     async def _trust(self) -> str:
         # To open a session is to read whom it trusts.
@@ -132,7 +133,7 @@ class Network:
         left_s = ssl.cert_time_to_seconds(certificate["notAfter"]) - self._clock()
         what = (
             f"{host}: {version}, certificate of {_common_name(certificate['subject'])} by "
-            f"{_common_name(certificate['issuer'])}, {left_s // _DAY_S:.0f} days left"
+            f"{_common_name(certificate['issuer'])}, {counted(int(left_s // _DAY_S), 'day')} left"
         )
         if left_s < FEWEST_DAYS_LEFT * _DAY_S:
             raise ProblemError(what, "tell whoever runs that host to renew its certificate")
@@ -187,7 +188,8 @@ class Network:
         for patient_id in patients:
             began = time.monotonic()
             records = await self._api.images(patient_id=patient_id)
-            told = f"patient {patient_id} has {len(records)} images (HTTP 200 in {_ms(began)})"
+            images = counted(len(records), "image")
+            told = f"patient {patient_id} has {images} (HTTP 200 in {_ms(began)})"
             for record in records:
                 self.organization_id = self.organization_id or record.organization_id
                 if record.status == UPLOADED and record.signed_url:

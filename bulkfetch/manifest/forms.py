@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any, TypeAlias
 
 from bulkfetch.manifest.source import Lines, ManifestFormat, StopReadingError
+from bulkfetch.words import counted
 
 PATIENT_ID = "patient_id"
 COVERAGE_ID = "coverage_id"
@@ -77,8 +78,9 @@ def csv_rows(lines: Lines, delimiter: str) -> Iterator[Row]:
             names = header(first, cells)
         elif len(cells) != len(names):
             what = (
-                f"has {_count(len(cells), 'cell')}, and the header {_count(len(names), 'column')}: "
-                "add or remove cells, and put quotes around one that holds the delimiter"
+                f"has {counted(len(cells), 'cell')}, "
+                f"and the header {counted(len(names), 'column')}: add or remove cells, "
+                "and put quotes around one that holds the delimiter"
             )
             yield first, what
         else:
@@ -142,10 +144,6 @@ def rename_hint(names: Iterable[str]) -> str | None:
 def shown(text: str) -> str:
     """Text of the manifest for a message: quoted, at most 60 characters, nothing invisible."""
     return ascii(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _csv_fault(first: int, lines: Lines) -> str:

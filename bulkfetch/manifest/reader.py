@@ -20,6 +20,7 @@ from bulkfetch.manifest.forms import Row
 from bulkfetch.manifest.index import Index
 from bulkfetch.manifest.source import ManifestFormat, Source, StopReadingError
 from bulkfetch.models import ManifestRow, Shard
+from bulkfetch.words import counted
 
 MAX_PROBLEMS = 100  # a screenful or three; who has more has one cause, and sees it
 MAX_EXAMPLES = 5
@@ -211,9 +212,9 @@ class Problems:
     def raise_if_any(self) -> None:
         if not self._count:
             return
-        rows = "1 bad row" if self._count == 1 else f"{self._count:,} bad rows"
         more = self._count - len(self._lines)
         raise ManifestError(
-            f"{self._name} has {rows}, and nothing was fetched; correct it and run again:",
+            f"{self._name} has {counted(self._count, 'bad row')}, and nothing was fetched; "
+            "correct it and run again:",
             [*self._lines, *([f"and {more:,} more"] if more else [])],
         )

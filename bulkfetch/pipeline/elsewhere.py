@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import suppress
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from bulkfetch import chain
+from bulkfetch.archive import Tree
 from bulkfetch.manifest.index import on_disk, private_database
 
 _KEPT = "where images of coverages are"
@@ -34,8 +35,8 @@ _LINE = TypeAdapter(_Line)
 class Elsewhere:
     """Directories by coverage, as far as journals tell of rows without a patient."""
 
-    def __init__(self, runs: Path) -> None:
-        self._runs = runs
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
         self._turn = asyncio.Lock()
         self._db: sqlite3.Connection | None = None
 
@@ -66,23 +67,28 @@ class Elsewhere:
                 "CREATE TABLE put (coverage_id TEXT, directory TEXT, "
                 "PRIMARY KEY (coverage_id, directory)) WITHOUT ROWID"
             )
-            for path in sorted(self._runs.glob("*/journal*.jsonl")):
-                database.executemany("INSERT OR IGNORE INTO put VALUES (?, ?)", _told(path))
+            for run_id in chain.runs_of(self._tree):
+                told = _told(self._tree, run_id)
+                database.executemany("INSERT OR IGNORE INTO put VALUES (?, ?)", told)
         return database
 
 
-def _told(path: Path) -> Iterator[tuple[str, str]]:
+def _told(tree: Tree, run_id: str) -> Iterator[tuple[str, str]]:
+    # What cannot be read, `bulkfetch verify` names.
+    with suppress(OSError):
+        for path in chain.journals_of(tree, run_id):
+            with suppress(OSError), tree.open(path) as file:
+                yield from filter(None, map(_put_by, file))
+
+
+def _put_by(line: bytes) -> tuple[str, str] | None:
+    if not line.startswith(_IMAGE) or _OF_A_PATIENT in line[:_NEAR_BYTES]:
+        return None
     try:
-        with chain.opened(path) as file:
-            for line in file:
-                if not line.startswith(_IMAGE) or _OF_A_PATIENT in line[:_NEAR_BYTES]:
-                    continue
-                try:
-                    told = _LINE.validate_json(line)
-                except ValidationError:
-                    continue
-                # A journal may have been tampered with: nothing else is a directory of images.
-                if not any(name.startswith(".") or not name for name in told.directory.split("/")):
-                    yield told.coverage_id, told.directory
-    except OSError:
-        return  # `bulkfetch verify` names it
+        told = _LINE.validate_json(line)
+    except ValidationError:
+        return None
+    # A journal may have been tampered with: nothing else is a directory of images.
+    if any(name.startswith(".") or not name for name in told.directory.split("/")):
+        return None
+    return told.coverage_id, told.directory

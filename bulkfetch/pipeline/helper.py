@@ -73,9 +73,7 @@ class _Helper:
                 start.number,
                 durable=not settings.no_fsync,
             ) as archive:
-                journal = Journal(
-                    archive.run_directory / f"journal-{start.number}.jsonl", start.head
-                )
+                journal = Journal(archive.growing(f"journal-{start.number}.jsonl"), start.head)
                 self._patients = Patients(
                     settings,
                     self._services,

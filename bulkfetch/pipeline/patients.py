@@ -10,13 +10,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
 from bulkfetch.api import API
-from bulkfetch.archive import LocalArchive
+from bulkfetch.archive import Archive
 from bulkfetch.breaker import Breaker
-from bulkfetch.errors import BulkfetchError, FetchError
+from bulkfetch.errors import (
+    BadResponseError,
+    BulkfetchError,
+    ConnectionFailedError,
+    FetchError,
+    StatusError,
+    TimedOutError,
+    UnreachableError,
+)
 from bulkfetch.fetch import Downloader, without_work
 from bulkfetch.journal import Failure, Recorder
 from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
@@ -106,6 +115,25 @@ class Services:
         # The same image may be tied to the patient and to a coverage.
         return list({(record.id, record.version): record for record in records}.values())
 
+    async def first_answer(self, row: ManifestRow) -> list[ImageRecord] | FetchError:
+        """Ask the first question before anything is made: it tells whether the API is there.
+
+        Returns the row's images, or why there are none where that is this row's alone.
+
+        Raises:
+            CredentialsError: as `API.images` does.
+            UnreachableError: every other row would fail as well.
+        """
+        try:
+            return await self.images_of(row)
+        except FetchError as error:
+            if not _is_of_the_host(error):
+                return error
+            advice = "check the network, --environment and --api-url"
+            if isinstance(error, StatusError) and error.status == HTTPStatus.FORBIDDEN:
+                advice = "may these credentials read images? If so, " + advice
+            raise UnreachableError(f"{error}: {advice}; nothing was fetched") from error
+
 
 class Patients:
     """Patients in hand, each from its query to its end; a context, left when all have ended.
@@ -117,7 +145,7 @@ class Patients:
         self,
         settings: Settings,
         services: Services,
-        archive: LocalArchive,
+        archive: Archive,
         recorder: Recorder,
         *,
         run_id: str,
@@ -150,7 +178,7 @@ class Patients:
             moved=recorder.moved,
             quarantined=recorder.quarantined,
         )
-        self._elsewhere = Elsewhere(archive.runs_directory)
+        self._elsewhere = Elsewhere(archive.tree)
         self._ask_after = Inquiry(
             services.image,
             services.images_of,
@@ -321,3 +349,12 @@ class Patients:
             self._fail(fatal)
             return
         ended[number] = self._recorder.image(end)
+
+
+def _is_of_the_host(error: FetchError) -> bool:
+    """Tell whether an error is about the host or the path, and so would be every patient's."""
+    if isinstance(error, StatusError):
+        return error.status in (403, 404, 405) or 300 <= error.status < 400
+    if isinstance(error, BadResponseError):
+        return error.retryable
+    return isinstance(error, ConnectionFailedError | TimedOutError)

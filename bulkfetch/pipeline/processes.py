@@ -13,9 +13,10 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from asyncio.subprocess import DEVNULL, Process
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bulkfetch.api import Tokens
@@ -35,6 +36,7 @@ from bulkfetch.pipeline.wire import (
     Rows,
     Start,
 )
+from bulkfetch.retry import Budget
 from bulkfetch.settings import ENV_PREFIX, Settings
 from bulkfetch.snapshot import InFlight
 
@@ -289,3 +291,15 @@ async def _started(end: socket.socket, start: Start) -> Process:
         process_group=0,
         env=environment,
     )
+
+
+@contextmanager
+def shared_file(processes: int) -> Iterator[int | None]:
+    """Yield a descriptor of what the processes of a run share, None where there is but one."""
+    if processes == 1:
+        yield None
+        return
+    with files.named("the temporary directory"), tempfile.TemporaryFile(buffering=0) as file:
+        # Written, and not only made that long: a full disk is noticed here.
+        file.write(bytes(Budget.size_bytes(processes)))
+        yield file.fileno()

@@ -10,44 +10,38 @@ import asyncio
 import itertools
 import logging
 import secrets
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
-from http import HTTPStatus
 
 from yarl import URL
 
-from bulkfetch import chain
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
-from bulkfetch.archive import Identity, LocalArchive, files
+from bulkfetch.archive import Archive, Identity, LocalArchive
 from bulkfetch.errors import (
-    BadResponseError,
     BulkfetchError,
-    ConnectionFailedError,
     FetchError,
     ProcessDiedError,
     ServiceDownError,
-    StatusError,
-    TimedOutError,
-    UnreachableError,
 )
 from bulkfetch.forecast import Forecaster, PatientForecast
-from bulkfetch.journal import Failure, FailuresFile, Journal, Recorder, Tally
+from bulkfetch.journal import Failure, Recorder, Tally
 from bulkfetch.limits import fit_to_open_files, processes_for
 from bulkfetch.manifest import Manifest, ManifestFacts
 from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
 from bulkfetch.pipeline.patients import GRACE_S, Patients, Services
-from bulkfetch.pipeline.processes import Helper, share_of, without_credentials
+from bulkfetch.pipeline.processes import Helper, share_of, shared_file, without_credentials
+from bulkfetch.pipeline.record import Record
 from bulkfetch.pipeline.wire import Order, Start
 from bulkfetch.progress import NoProgress, Progress
 from bulkfetch.retry import Budget
 from bulkfetch.settings import Settings
-from bulkfetch.snapshot import InFlight, SnapshotFile
+from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import connect
+from bulkfetch.words import counted
 
 _ROWS_AT_ONCE = 256
 _SHOW_EVERY_S = 0.1
@@ -92,9 +86,7 @@ class Run:
         self.fatal: BulkfetchError | None = None
         self._budget: Budget
         self._services: Services
-        self._journal: Journal | None = None
-        self._failures: FailuresFile | None = None
-        self._snapshots: SnapshotFile | None = None
+        self._record: Record | None = None
         self._recorder = Recorder(self._tally, None)
         self._forecaster: Forecaster | None = None
         self._here: Patients
@@ -136,7 +128,7 @@ class Run:
         LocalArchive.check(settings.out, identity)
         share = share_of(settings, 1, self._processes)
         with ExitStack() as stack:
-            shared = stack.enter_context(_shared_file(self._processes))
+            shared = stack.enter_context(shared_file(self._processes))
             self._budget = Budget(shared, 1, self._processes)
             async with connect(share) as transport:
                 tokens = Tokens(transport, settings.auth_base_url, credentials)
@@ -144,11 +136,10 @@ class Run:
                 self._services = Services(share, transport, api, self._budget)
                 rows = self._manifest.rows()
                 first = next(rows, None)
-                answer = None if first is None else await self._first_contact(first)
+                answer = None if first is None else await self._services.first_answer(first)
                 archive = self._open_archive(stack, identity)
-                if self._journal:
-                    # Before any other journal follows from its first line.
-                    await self._journal.flush(durable=not settings.no_fsync)
+                if self._record:
+                    await self._record.begin()
                 self._here = Patients(
                     share,
                     self._services,
@@ -169,10 +160,10 @@ class Run:
                 finally:
                     self._working = False
                     self._progress.close()
-                    summary = self._close(archive, time.monotonic() - started)
+                    summary = self._close(time.monotonic() - started)
         return summary
 
-    def _open_archive(self, stack: ExitStack, identity: Identity) -> LocalArchive:
+    def _open_archive(self, stack: ExitStack, identity: Identity) -> Archive:
         settings = self._settings
         if settings.dry_run:
             forecaster = Forecaster(self._tally, self._foreseen)
@@ -188,31 +179,21 @@ class Run:
                 is_joined=self._processes > 1,
             )
         )
-        self._journal = Journal(archive.run_directory / chain.FIRST)
-        self._recorder = Recorder(self._tally, self._journal)
-        self._recorder.event(
-            "run_started",
-            run_id=self.run_id,
-            bulkfetch_version=__version__,
-            operator=settings.operator,
-            purpose=settings.purpose,
-            shard=settings.shard and str(settings.shard),
-            heads=chain.heads_of_runs(archive.run_directory.parent, durable=not settings.no_fsync),
-        )
-        self._failures = FailuresFile(archive.run_directory / "failures.csv", self._facts.columns)
-        self._snapshots = SnapshotFile(
+        self._record = Record(
             archive,
-            self.run_id,
-            shard=str(settings.shard) if settings.shard else None,
+            settings,
+            self._facts,
+            run_id=self.run_id,
             processes=self._processes,
             started_at=self._started_at,
         )
+        self._recorder = Recorder(self._tally, self._record.journal)
         return archive
 
     def _helpers_for(
-        self, archive: LocalArchive, identity: Identity, shared: int, tokens: Tokens
+        self, archive: Archive, identity: Identity, shared: int, tokens: Tokens
     ) -> list[Helper]:
-        if archive.writer is None or self._journal is None:
+        if archive.writer is None or self._record is None:
             return []
         starts = (
             Start(
@@ -222,7 +203,7 @@ class Run:
                 writer=archive.writer,
                 number=number,
                 processes=self._processes,
-                head=self._journal.head,
+                head=self._record.journal.head,
                 budget=shared,
                 log_level=logging.getLogger("bulkfetch").getEffectiveLevel(),
                 grace_s=self._grace_s,
@@ -240,18 +221,6 @@ class Run:
             )
             for start in starts
         ]
-
-    async def _first_contact(self, row: ManifestRow) -> list[ImageRecord] | FetchError:
-        """Ask the first question before anything is made: it tells whether the API is there."""
-        try:
-            return await self._services.images_of(row)
-        except FetchError as error:
-            if not _is_of_the_host(error):
-                return error
-            advice = "check the network, --environment and --api-url"
-            if isinstance(error, StatusError) and error.status == HTTPStatus.FORBIDDEN:
-                advice = "may these credentials read images? If so, " + advice
-            raise UnreachableError(f"{error}: {advice}; nothing was fetched") from error
 
     async def _work(
         self,
@@ -280,8 +249,8 @@ class Run:
             async for row in _in_batches(rows):
                 if not await self._deal(row):
                     return
-                if self._failures:
-                    await self._failures.drain()
+                if self._record:
+                    await self._record.drain()
         except BulkfetchError as error:
             self._fail(error)
 
@@ -306,14 +275,13 @@ class Run:
                 await self._let_others_see(tally)
 
     async def _let_others_see(self, tally: Tally) -> None:
-        if self._failures is None or self._snapshots is None:
+        if self._record is None:
             return
+        in_flight = sum((one.in_flight for one in self._crew), InFlight())
         try:
-            await self._failures.flush()
+            await self._record.let_others_see(tally, in_flight, self._budget.count)
         except BulkfetchError as error:
             self._fail(error)
-        in_flight = sum((one.in_flight for one in self._crew), InFlight())
-        await self._snapshots.write(tally, in_flight, self._budget.count)
 
     def _sums(self) -> Tally:
         return sum((helper.tally for helper in self._helpers), self._tally)
@@ -326,7 +294,7 @@ class Run:
                 return process.outage
         limit = sum(process.query_limit for process in processes)
         if limit < self._settings.query_concurrency:
-            return f"throttled to {limit} queries at once"
+            return f"throttled to {counted(limit, 'query')} at once"
         return None
 
     def _ended(self, row: ManifestRow, failure: Failure | None) -> None:
@@ -334,8 +302,8 @@ class Run:
         self._has_room.set()
         if failure is None:
             return
-        if self._failures:
-            self._failures.note(row, failure)
+        if self._record:
+            self._record.failed(row, failure)
         limit = 1 if self._settings.fail_fast else self._settings.max_failures
         if any(isinstance(error, ServiceDownError) for error in failure.errors) or (
             limit is not None and self._sums().patients[PatientState.failed] >= limit
@@ -344,7 +312,7 @@ class Run:
 
     def _helper_died(
         self,
-        archive: LocalArchive,
+        archive: Archive,
         begun: Sequence[ManifestRow],
         waiting: Sequence[ManifestRow],
         how: str,
@@ -353,7 +321,9 @@ class Run:
         archive.process_died()
         if self._stopping:
             return
-        log.error("a process of this run died (%s) with %d patients in hand", how, len(begun))
+        log.error(
+            "a process of this run died (%s) with %s in hand", how, counted(len(begun), "patient")
+        )
         self._returned += waiting
         for row in begun:
             error = ProcessDiedError(f"the process that had it in hand died ({how})")
@@ -400,56 +370,17 @@ class Run:
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
             manifest_sha256=self._manifest.sha256,
-            failures=self._failures.path if self._failures else None,
+            failures=self._record.failures if self._record else None,
             bulkfetch_version=__version__,
         )
 
-    def _close(self, archive: LocalArchive, seconds: float) -> Summary:
+    def _close(self, seconds: float) -> Summary:
         """Finish the run's record, and return its sums."""
         summary = self._summary(seconds)
-        if self._journal is None or self._failures is None or self._snapshots is None:
+        if self._record is None:
             return summary
         # On a full disk this fails too, and the first error is the one to tell.
-        with suppress(BulkfetchError) if self.fatal else nullcontext():
-            with files.named(str(archive.run_directory)):
-                heads = chain.heads_of_helpers(archive.run_directory)
-            self._journal.event(
-                "run_finished",
-                exit_code=summary.exit_code,
-                patients=summary.patients,
-                images=summary.images,
-                bytes=summary.bytes,
-                heads=heads,
-            )
-            self._journal.close(durable=not self._settings.no_fsync)
-            summary = summary.model_copy(update={"head": self._journal.head})
-            self._failures.close(durable=not self._settings.no_fsync)
-            archive.write_private(
-                f"runs/{self.run_id}/summary.json", summary.model_dump_json(indent=2)
-            )
-            self._snapshots.remove()
-        return summary
-
-
-@contextmanager
-def _shared_file(processes: int) -> Iterator[int | None]:
-    """Yield a descriptor of what the processes of a run share, None where there is but one."""
-    if processes == 1:
-        yield None
-        return
-    with files.named("the temporary directory"), tempfile.TemporaryFile(buffering=0) as file:
-        # Written, and not only made that long: a full disk is noticed here.
-        file.write(bytes(Budget.size_bytes(processes)))
-        yield file.fileno()
-
-
-def _is_of_the_host(error: FetchError) -> bool:
-    """Tell whether an error is about the host or the path, and so would be every patient's."""
-    if isinstance(error, StatusError):
-        return error.status in (403, 404, 405) or 300 <= error.status < 400
-    if isinstance(error, BadResponseError):
-        return error.retryable
-    return isinstance(error, ConnectionFailedError | TimedOutError)
+        return self._record.close(summary, as_far_as_can_be=self.fatal is not None)
 
 
 async def _in_batches(rows: Iterator[ManifestRow]) -> AsyncIterator[ManifestRow]:

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from bulkfetch.archive import files
-from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive import LocalTree, files
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.lock import at_work
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
+from bulkfetch.paths import PRIVATE
 from bulkfetch.verification.beside import check_beside
 from bulkfetch.verification.exposure import check_exposure
 from bulkfetch.verification.findings import (
@@ -115,7 +115,10 @@ def verify(
             checked.digests.clear()
             sums.add(checked)
 
-        with files.descriptor(root) as directory, Journals(root, spoken, heads) as journals:
+        with (
+            files.descriptor(root) as directory,
+            Journals(LocalTree(root), spoken, heads) as journals,
+        ):
             check_images(root, identity, sample, processes, told, take=take)
             told(check_beside(directory))
             told(check_exposure(directory))

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.archive.parts import PRIVATE_PART
-from bulkfetch.chain import RUN_ID
+from bulkfetch.chain import JOURNAL, RUN_ID
 from bulkfetch.errors import PathRefusedError
+from bulkfetch.paths import PRIVATE
 from bulkfetch.verification.findings import Checked, Kind
 
 
@@ -25,7 +25,7 @@ class _Room:
 
 _OWNER = "(?:-[0-9]+-of-[0-9]+)?"
 _RUN = _Room(
-    re.compile(r"journal(?:-[0-9]+)?\.jsonl|summary\.json|failures\.csv|progress\.json"),
+    re.compile(rf"{JOURNAL.pattern}|summary\.json|failures\.csv|progress\.json"),
 )
 _BESIDE = _Room(
     re.compile(rf"archive\.json|lock{_OWNER}|holder{_OWNER}\.(?:json|new)"),

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple, Self
 
 from pydantic import ValidationError
 
 from bulkfetch import chain
-from bulkfetch.archive.base import PRIVATE
+from bulkfetch.archive import Tree
+from bulkfetch.archive.tree import is_there, read
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import on_disk, private_database
 from bulkfetch.models import (
@@ -39,7 +38,7 @@ from bulkfetch.verification.links import Links, begin_of
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
 _KEPT = "what the journals say"
-_JOURNALS = "journal*.jsonl"
+_LONGEST_SUMMARY = 2**20
 
 # What a run's last line and its summary both tell: the sums, and the line's own digest.
 _End = tuple[PatientSums, ImageSums, int, str]
@@ -79,15 +78,18 @@ class Journals:
         without_summary: how many of them were killed, or are at work.
     """
 
-    def __init__(self, root: Path, spoken: Spoken, heads: Collection[str] = ()) -> None:
+    def __init__(self, tree: Tree, spoken: Spoken, heads: Collection[str] = ()) -> None:
         """`spoken` is what findings speak of, by the time of `check`.
 
         `heads` are digests of journals' lines that somebody kept elsewhere.
         """
-        self._root = root
-        self._runs = root / PRIVATE / "runs"
+        self._tree = tree
         self._spoken = spoken
-        self._links = Links(self._runs, heads)
+        self._runs: Sequence[str] = []
+        # Where they cannot be read, that is a finding of what lies beside the images.
+        with suppress(OSError):
+            self._runs = chain.runs_of(tree)
+        self._links = Links(tree, self._runs, heads)
         self._suspects: dict[str, _Suspect] = {}
         self._quarantined: dict[str, str] = {}
         self.runs = 0
@@ -116,7 +118,7 @@ class Journals:
 
     def check(self, told: Callable[[Checked], None]) -> None:
         """Tell what was archived and is not there, and what is wrong with the journals."""
-        runs = sorted(path for path in self._runs.glob("*") if not self._is_explained(path))
+        runs = [run for run in self._runs if not self._spoken.explains(f"{chain.RUNS}/{run}")]
         for run in runs:
             self.runs += 1
             checked = Checked()
@@ -125,8 +127,8 @@ class Journals:
             told(checked)
         checked = Checked()
         for path, what in self._links.missing_elsewhere():
-            if not self._is_explained(path):
-                checked.find(Kind.chain, self._name(path), what)
+            if not self._spoken.explains(path):
+                checked.find(Kind.chain, path, what)
         if self._suspects:
             with on_disk(_KEPT):
                 self._check_suspects(runs, checked)
@@ -149,14 +151,15 @@ class Journals:
             )
             return found.fetchone() is not None
 
-    def _check_run(self, run: Path, checked: Checked) -> None:
+    def _check_run(self, run: str, checked: Checked) -> None:
         summary = self._summary(run, checked)
         states: Counter[str] = Counter()
         end: _End | None = None
-        begin = begin_of(run)
-        journals = self._journals_of(run)
+        begin = begin_of(self._tree, run)
+        there = self._journals_of(run, checked)
+        journals = [path for path in there if not self._spoken.explains(path)]
         for path in journals:
-            is_first = path.name == chain.FIRST
+            is_first = path.endswith(f"/{chain.FIRST}")
             # What a killed process was about to write ends in the middle.
             may_be_cut = summary is None or not is_first
             follows = None if is_first else begin
@@ -168,31 +171,37 @@ class Journals:
                     if isinstance(event, FinishedEvent):
                         end = (event.patients, event.images, event.bytes, chain.digest(line))
                     else:
-                        self._check_event(run.name, event, states, filtered)
+                        self._check_event(run, event, states, filtered)
             except OSError as error:
-                checked.find(
-                    Kind.unreadable, self._name(path), error.strerror or "it cannot be read"
-                )
+                checked.find(Kind.unreadable, path, error.strerror or "it cannot be read")
         # A journal of which there is a finding has no other.
         told = {(finding.path or "").partition(":")[0] for finding in checked.findings}
-        for path, what in self._links.missing(run.name):
-            if self._name(path) not in told and not self._is_explained(path):
-                checked.find(Kind.chain, self._name(path), what)
+        for path, what in self._links.missing(run):
+            if path not in told and not self._spoken.explains(path):
+                checked.find(Kind.chain, path, what)
         if summary is None:
             self.without_summary += 1
-        elif not checked.findings and len(journals) == len(list(run.glob(_JOURNALS))):
+        elif not checked.findings and journals == there:
             self._check_sums(run, summary, states, end, checked)
+
+    def _journals_of(self, run: str, checked: Checked) -> Sequence[str]:
+        try:
+            return chain.journals_of(self._tree, run)
+        except OSError as error:
+            reason = error.strerror or "it cannot be read"
+            checked.find(Kind.unreadable, f"{chain.RUNS}/{run}", reason)
+            return []
 
     def _check_sums(
         self,
-        run: Path,
+        run: str,
         summary: Summary,
         states: Counter[str],
         end: _End | None,
         checked: Checked,
     ) -> None:
         if end != (summary.patients, summary.images, summary.bytes, summary.head):
-            name = self._name(run / "summary.json")
+            name = f"{chain.RUNS}/{run}/summary.json"
             checked.find(Kind.journal, name, "its journal has not the same sums")
             return
         said = summary.patients.model_dump()
@@ -203,7 +212,7 @@ class Journals:
         ]
         if fewer:
             told = f"its journals have {', '.join(fewer)} patients of the summary"
-            checked.find(Kind.journal, self._name(run), told)
+            checked.find(Kind.journal, f"{chain.RUNS}/{run}", told)
 
     def _check_event(
         self, run_id: str, event: Event, states: Counter[str], filtered: Counter[str]
@@ -234,7 +243,7 @@ class Journals:
     def _compare(self, run_id: str, event: ImageEvent) -> None:
         """Remember a sidecar that is not there, or is another than was written."""
         found = self._digest(event.path)
-        if found is None and os.path.lexists(self._root / event.path):
+        if found is None and is_there(self._tree, event.path):
             return  # what could not be read is a finding of its own
         if found is None or event.sidecar not in (None, found):
             suspect = self._suspects.setdefault(
@@ -243,14 +252,14 @@ class Journals:
             suspect.at = max(event.at, suspect.at)
             suspect.asked.add(_key(event.patient_id, event.coverage_id))
 
-    def _check_suspects(self, runs: Sequence[Path], checked: Checked) -> None:
+    def _check_suspects(self, runs: Sequence[str], checked: Checked) -> None:
         """Note which sidecars are not as any run wrote them.
 
         What was moved to quarantine later, a run has written anew since, or was killed over it:
         then its first sidecar may be one that no line tells of, and further ones are gone.
         """
-        for path in (path for run in runs for path in self._journals_of(run)):
-            with suppress(OSError), chain.opened(path) as file:
+        for path in (path for run in runs for path in self._journals_of(run, Checked())):
+            with suppress(OSError), self._tree.open(path) as file:
                 for event in map(event_of, file):
                     if not isinstance(event, ImageEvent) or event.path not in self._suspects:
                         continue
@@ -278,27 +287,17 @@ class Journals:
         found = self._db.execute(query, (key_of(path),)).fetchone()
         return found[0].hex() if found else None
 
-    def _summary(self, run: Path, checked: Checked) -> Summary | None:
-        path = run / "summary.json"
-        if self._is_explained(path):
+    def _summary(self, run: str, checked: Checked) -> Summary | None:
+        path = f"{chain.RUNS}/{run}/summary.json"
+        if self._spoken.explains(path):
             return None
         try:
-            return Summary.model_validate_json(path.read_bytes())
+            return Summary.model_validate_json(read(self._tree, path, _LONGEST_SUMMARY))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError):
-            checked.find(Kind.journal, self._name(path), "it is no summary, or not a whole one")
+            checked.find(Kind.journal, path, "it is no summary, or not a whole one")
             return None
-
-    def _journals_of(self, run: Path) -> Sequence[Path]:
-        """Return a run's journals, but for what is a finding already, such as a link."""
-        return [path for path in sorted(run.glob(_JOURNALS)) if not self._is_explained(path)]
-
-    def _is_explained(self, path: Path) -> bool:
-        return self._spoken.explains(self._name(path))
-
-    def _name(self, path: Path) -> str:
-        return str(path.relative_to(self._root))
 
 
 def reconcile(

@@ -20,6 +20,7 @@ from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place, place_of
 from bulkfetch.verification.findings import Checked, Kind, Sample, Taken, key_of
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
+from bulkfetch.words import counted
 
 _SIDECAR = re.compile(
     r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[2-9]|[1-9][0-9]+))?\.json", re.DOTALL
@@ -203,7 +204,9 @@ class _Leaf:
         with files.opened(name, self._directory) as descriptor:
             state = os.fstat(descriptor)
             if state.st_size != size:
-                self._find(Kind.changed, name, f"it has {state.st_size} bytes, not {size}")
+                self._find(
+                    Kind.changed, name, f"it has {counted(state.st_size, 'byte')}, not {size:,}"
+                )
                 return
             if self._sample is not None and not is_in(self._sample, f"{self._path}/{name}"):
                 return

@@ -16,9 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from bulkfetch.archive import Identity, files
-from bulkfetch.archive.base import PRIVATE
 from bulkfetch.errors import PathRefusedError, ProcessDiedError
-from bulkfetch.paths import parse_template
+from bulkfetch.paths import PRIVATE, parse_template
 from bulkfetch.verification.findings import Checked, Kind, Sample
 from bulkfetch.verification.leaf import check_leaf
 from bulkfetch.verification.source import Take

@@ -24,8 +24,9 @@ def run(argv: Sequence[str]) -> int:
         ["bulkfetch manifest check patients.csv", "bulkfetch manifest build --help"],
         arguments="COMMAND MANIFEST",
     )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of these")
+    parser.add_argument("command", metavar="COMMAND", help="one of these")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    parser.refuse_unknown(given.command, COMMANDS)
     status: int = importlib.import_module(f"{__name__}.{given.command}").run(given.rest)
     return status

@@ -26,6 +26,7 @@ from bulkfetch.cli.running import say
 from bulkfetch.errors import ConfigurationError, FetchError, StatusError
 from bulkfetch.progress import PLAIN_EVERY_S, ProgressStyle
 from bulkfetch.settings import Building, load, unknown_variables
+from bulkfetch.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +84,9 @@ def _show(built: Built) -> None:
         times = f", updated from {built.first_updated_at} to {built.last_updated_at}"
     say(
         logs.plain(
-            f"{built.manifest}: {built.patients:,} patients, {built.coverages:,} coverages{times}; "
-            f"{built.requests:,} requests, {built.seconds:.1f} s"
+            f"{built.manifest}: {counted(built.patients, 'patient')}, "
+            f"{counted(built.coverages, 'coverage')}{times}; "
+            f"{counted(built.requests, 'request')}, {built.seconds:.1f} s"
         )
     )
     if built.resumed:
@@ -98,8 +100,8 @@ def _show(built: Built) -> None:
         say("nobody changed: download takes such a manifest with --allow-empty")
     if built.missing:
         say(
-            f"{built.missing:,} patients are counted by the API and not listed: the manifest is "
-            "written, and may lack them; run again, or scan with --since 1970-01-01"
+            f"counted by the API and not listed: {counted(built.missing, 'patient')}. "
+            "The manifest is written, and may lack them: run again, or scan with --since 1970-01-01"
         )
 
 
@@ -131,5 +133,6 @@ class _Shown:
         self._bar.update(so_far.patients - self._bar.n)
         if self._style is ProgressStyle.plain and time.monotonic() - self._last >= PLAIN_EVERY_S:
             self._last = time.monotonic()
-            of = f"/{so_far.total}" if so_far.total is not None else ""
-            say(f"{so_far.patients}{of} patients, {so_far.coverages} coverages")
+            of = f" of {so_far.total:,}" if so_far.total is not None else ""
+            coverages = counted(so_far.coverages, "coverage")
+            say(f"{counted(so_far.patients, 'patient')}{of}, {coverages}")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say
 from bulkfetch.manifest import Manifest, ManifestFormat
+from bulkfetch.words import counted
 
 
 def run(argv: Sequence[str]) -> int:
@@ -35,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     with Manifest(given.manifest, given.manifest_format, allow_empty=given.allow_empty) as manifest:
         facts = manifest.check()
     say(
-        f"{manifest.name}: {facts.rows:,} rows, {facts.distinct:,} to fetch, "
+        f"{manifest.name}: {counted(facts.rows, 'row')}, {facts.distinct:,} to fetch, "
         f"{facts.duplicates:,} repeated; "
         f"other columns: {', '.join(facts.columns) or 'none'}"
     )

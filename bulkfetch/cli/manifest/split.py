@@ -10,6 +10,7 @@ from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import say
 from bulkfetch.logs import plain
 from bulkfetch.manifest import ManifestFormat
+from bulkfetch.words import counted
 
 
 def run(argv: Sequence[str]) -> int:
@@ -34,12 +35,13 @@ def run(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     split = split_manifest(given.manifest, given.shards, given.to, given.manifest_format)
     for path, rows in split.shares.items():
-        say(plain(f"{path}: {rows:,} rows{'' if rows else ': an empty share'}"))
+        say(plain(f"{path}: {counted(rows, 'row')}{'' if rows else ': an empty share'}"))
     mean = split.rows / given.shards
     largest = max(split.shares.values())
     say(
-        f"{split.rows:,} rows in {given.shards} shares, {split.duplicates:,} repeated ones left "
-        f"out; the largest has {largest / mean if mean else 1:.2f} times the mean"
+        f"{counted(split.rows, 'row')} in {counted(given.shards, 'share')}, "
+        f"{counted(split.duplicates, 'repeated one')} left out; "
+        f"the largest has {largest / mean if mean else 1:.2f} times the mean"
     )
     if not all(split.shares.values()):
         say("an empty share is for download --allow-empty")

@@ -1,0 +1,125 @@
+"""An archive to read, wherever it lies: names in directories, and the files there.
+
+Paths are relative to the archive and divided by "/".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from bulkfetch.archive import files
+from bulkfetch.archive.lock import at_work
+from bulkfetch.errors import PathRefusedError
+from bulkfetch.models import Shard
+from bulkfetch.paths import PRIVATE
+
+
+class Tree(Protocol):
+    """What lies in an archive; every method raises `OSError` where it cannot be read."""
+
+    @property
+    def name(self) -> str:
+        """What people call the archive."""
+
+    def names(self, directory: str) -> list[str]:
+        """Return the names in a directory, sorted.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def open(self, path: str) -> BinaryIO:
+        """Open a file to be read; a link or a pipe in its place is an error.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+
+    def flush(self, path: str) -> None:
+        """See that what can be read of a file is there after a power cut, too."""
+
+    def at_work(self) -> Mapping[str, Shard | None]:
+        """Return the runs at work, as far as can be seen without locks, each with its shard.
+
+        They are told by their IDs.
+        """
+
+
+class LocalTree:
+    """A directory of this machine; no symbolic link below it is followed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    @property
+    def name(self) -> str:
+        """See `Tree.name`."""
+        return str(self._root)
+
+    def names(self, directory: str) -> list[str]:
+        """See `Tree.names`."""
+        descriptor = self._directory(directory)
+        try:
+            return sorted(os.listdir(descriptor))  # noqa: PTH208  of a descriptor
+        finally:
+            os.close(descriptor)
+
+    def open(self, path: str) -> BinaryIO:
+        """See `Tree.open`."""
+        above, _, name = path.rpartition("/")
+        directory = self._directory(above)
+        try:
+            descriptor = files.open_to_read(name, directory)
+        finally:
+            os.close(directory)
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(descriptor)
+            if stat.S_ISDIR(mode):
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise OSError(errno.EINVAL, "it is no file")
+        return os.fdopen(descriptor, "rb")
+
+    def flush(self, path: str) -> None:
+        """See `Tree.flush`."""
+        with self.open(path) as file:
+            os.fsync(file.fileno())
+
+    def at_work(self) -> Mapping[str, Shard | None]:
+        """See `Tree.at_work`."""
+        return at_work(self._root / PRIVATE)
+
+    def _directory(self, path: str) -> int:
+        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        if not path:
+            return root
+        try:
+            return files.open_directory(path, root)
+        except PathRefusedError as error:
+            raise OSError(errno.ENOTDIR, str(error)) from None
+        finally:
+            os.close(root)
+
+
+def read(tree: Tree, path: str, at_most: int) -> bytes:
+    """Return a file's bytes, of one longer than `at_most` only its beginning.
+
+    Raises:
+        OSError: as `Tree.open` does.
+    """
+    with tree.open(path) as file:
+        return file.read(at_most)
+
+
+def is_there(tree: Tree, path: str) -> bool:
+    """Tell whether anything lies at a path, as far as that can be read."""
+    directory, _, name = path.rpartition("/")
+    with suppress(OSError):
+        return name in tree.names(directory)
+    return False

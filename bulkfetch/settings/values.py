@@ -1,0 +1,110 @@
+"""The forms that an option's value may have: each says in plain words what it must be."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_settings import NoDecode
+from yarl import URL
+
+from bulkfetch.models import UPLOADED, Shard
+from bulkfetch.paths import parse_template
+from bulkfetch.settings.hosts import is_loopback
+
+
+def _base_url(text: str) -> str:
+    # Parsed by what will send to it, so that both see the same host.
+    try:
+        parts = URL(text)
+        plain = bool(parts.host) and text.isprintable() and " " not in text
+    except (ValueError, IndexError):  # the second of brackets in odd places
+        plain = False
+    if not plain or parts.scheme not in ("http", "https"):
+        raise ValueError("must be a URL such as https://pre-api.joincandidhealth.com")
+    if parts.scheme == "http" and not is_loopback(parts.host):
+        raise ValueError("must be https: a token is never sent in the clear")
+    if "@" in parts.raw_authority or parts.query_string or parts.raw_fragment:
+        raise ValueError("must be a host and at most a path: no user, query or fragment")
+    return text.rstrip("/")
+
+
+def _split(value: object) -> object:
+    """Take `a,b` where a list is meant, as an environment variable has to write it."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return [part.strip() for item in value for part in str(item).split(",") if part.strip()]
+    return value
+
+
+def _known(*names: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
+    """Refuse what is nearly one of the names that the API has; it may add others at any time."""
+
+    def check(words: tuple[str, ...]) -> tuple[str, ...]:
+        for word in words:
+            meant = difflib.get_close_matches(word.upper(), names, 1)
+            if meant and word.upper() not in names:
+                raise ValueError(f"must be as the API says it ({meant[0]}?)")
+        return words
+
+    return check
+
+
+def _host_name(text: str) -> str:
+    if not text or any(sign in text for sign in "/:@?#* "):
+        raise ValueError("must be a host name alone, such as storage.example.org")
+    return text.lower()
+
+
+def _no_number(value: object) -> object:
+    """Refuse `20261101`, which would be read as seconds since 1970."""
+    if isinstance(value, int | float) or (isinstance(value, str) and value.strip().isdigit()):
+        raise ValueError("must be a time such as 2026-11-01 or 2026-11-01T12:00:00Z")
+    return value
+
+
+def path_text(value: object) -> object:
+    """Take a path object, and `~` for the home directory as a shell does."""
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(text, str) and text.startswith("~"):
+        return str(Path(text).expanduser())
+    return text
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _path_template(text: str) -> str:
+    parse_template(text)
+    return text
+
+
+def _shard(value: object) -> object:
+    return value if value is None or isinstance(value, Shard) else Shard.parse(str(value))
+
+
+def _printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError("must be one line of text")
+    return text
+
+
+Line = Annotated[str, Field(max_length=200), AfterValidator(_printable)]
+BaseURL = Annotated[str, AfterValidator(_base_url)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+HostNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
+]
+PathText = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
+Sides = Annotated[Words, AfterValidator(_known("FRONT", "BACK"))]
+Statuses = Annotated[Words, AfterValidator(_known(UPLOADED, "PENDING", "FAILED"))]
+PathTemplate = Annotated[str, AfterValidator(_path_template)]
+Share = Annotated[Shard | None, NoDecode, BeforeValidator(_shard)]
+Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
