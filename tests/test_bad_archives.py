@@ -248,7 +248,7 @@ ANSWERS: Mapping[str, Answers] = {
     "a pipe for a summary": {
         "verify": (1, "summary.json: it is no summary"),
         "bag": (1, "does not verify", "journal"),
-        "status": (1, "it is no summary"),
+        "status": (1, "summary.json: it is no file"),
     },
     "merged with a twin": {
         "verify": (0, "runs: 2", "nothing is missing, changed or stray"),

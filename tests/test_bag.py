@@ -39,8 +39,9 @@ from tests.conftest import (
     with_mounts_of_its_own,
     write_manifest,
 )
+from tests.damage import DAMAGE, flip_a_bit
 from tests.faulty import uploaded
-from tests.test_verify import DAMAGE, Made, flip_a_bit, make_archive, state
+from tests.test_verify import Made, make_archive, state
 
 FORMS = ("--to=bag", "--to=bag --copy", "--tar=bag.tar", "--tar=bag.tar.gz", "--zip=bag.zip")
 has_strace = pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +32,16 @@ from tests.conftest import (
     start_bulkfetch,
     with_mounts_of_its_own,
     write_manifest,
+)
+from tests.damage import (
+    DAMAGE,
+    an_image,
+    cut_the_sidecar,
+    drop_a_patients_line,
+    flip_a_bit,
+    last_journal,
+    lose_both,
+    lose_the_image,
 )
 
 PATIENTS = 12
@@ -78,24 +90,6 @@ def findings(archive: Path, **options: Any) -> list[Finding]:
     return found
 
 
-def an_image(archive: Path) -> Path:
-    return min(path for path in archive.glob("[!.]*/*") if path.suffix == ".jpg")
-
-
-def a_sidecar(archive: Path) -> Path:
-    return an_image(archive).with_suffix(".json")
-
-
-def last_journal(archive: Path) -> Path:
-    # Two runs of one second are told apart by what they say, and not by their names.
-    journals = archive.glob(".bulkfetch/runs/*/journal.jsonl")
-    return max(journals, key=lambda path: path.read_text("utf-8").partition('"at":')[2][:32])
-
-
-def edit(path: Path, **fields: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_bytes()) | fields), encoding="utf-8")
-
-
 def state(archive: Path) -> dict[Path, tuple[int, int]]:
     return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in archive.rglob("*")}
 
@@ -128,195 +122,104 @@ def test_a_sound_archive_has_no_finding_and_is_left_as_it_is(made: Made) -> None
     assert "nothing is missing, changed or stray" in result.err
 
 
-def lose_the_image(archive: Path) -> Path:
-    path = an_image(archive)
-    path.unlink()
-    return path
-
-
-def lengthen_the_image(archive: Path) -> Path:
-    path = an_image(archive)
-    with path.open("ab") as file:
-        file.write(b"x")
-    return path
-
-
-def flip_a_bit(archive: Path) -> Path:
-    path = an_image(archive)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    return path
-
-
-def cut_the_sidecar(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    path.write_bytes(path.read_bytes()[:-20])
-    # Its image is no one's now, but that is the same damage.
-    return path
-
-
-def empty_the_sidecar(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    path.write_bytes(b"")
-    return path
-
-
-def age_the_reader(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    edit(path, schema_version=2)
-    return path
-
-
-def point_elsewhere(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    file = json.loads(path.read_bytes())["file"]
-    edit(path, file={**file, "path": "../outside.jpg"})
-    return path
-
-
-def name_another_image(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    edit(path, image_id="another")
-    return path
-
-
-def rename_the_patient(archive: Path) -> Path:
-    directory = an_image(archive).parent
-    directory.rename(directory.with_name("somebody-else"))
-    return archive / "somebody-else"
-
-
-def merge_another_accounts(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    record = json.loads(path.read_bytes())["record"]
-    edit(path, record={**record, "organization_id": "another"})
-    return path
-
-
-def lose_the_first_revision(archive: Path) -> Path:
-    path = next(archive.glob("*/*.r2.json"))
-    first = path.with_name(path.name.replace(".r2.json", ".json"))
-    first.unlink()
-    return first
-
-
-def lose_both(archive: Path) -> Path:
-    path = a_sidecar(archive)
-    an_image(archive).unlink()
-    path.unlink()
-    return path
-
-
-def leave_a_stranger(archive: Path) -> Path:
-    path = an_image(archive).with_name("notes.txt")
-    path.write_text("mine", encoding="utf-8")
-    return path
-
-
-def leave_a_stranger_above(archive: Path) -> Path:
-    path = archive / "README"
-    path.write_text("mine", encoding="utf-8")
-    return path
-
-
-def leave_a_directory(archive: Path) -> Path:
-    path = an_image(archive).with_name("deeper")
-    path.mkdir()
-    return path
-
-
-def leave_a_part(archive: Path) -> Path:
-    path = an_image(archive).with_name(".i-1.v1.part")
-    path.write_bytes(b"half")
-    return path
-
-
-def link_an_image(archive: Path) -> Path:
-    path = an_image(archive).with_name("i-9.v1.jpg")
-    path.symlink_to("/etc/hostname")
-    return path
-
-
-def link_a_patient(archive: Path) -> Path:
-    path = archive / "p-9"
-    path.symlink_to("/etc")
-    return path
-
-
-def replace_by_a_link(archive: Path) -> Path:
-    path = an_image(archive)
-    path.rename(archive.parent / "moved.jpg")
-    path.symlink_to(archive.parent / "moved.jpg")
-    return path
-
-
-def replace_by_a_pipe(archive: Path) -> Path:
-    path = an_image(archive)
-    path.unlink()
-    os.mkfifo(path)
-    return path
-
-
-def cut_the_journal(archive: Path) -> Path:
-    path = last_journal(archive)
-    path.write_bytes(path.read_bytes()[:-20])
-    return path
-
-
-def drop_a_patients_line(archive: Path) -> Path:
-    path = last_journal(archive)
-    lines = path.read_bytes().splitlines(keepends=True)
-    dropped = next(n for n, line in enumerate(lines) if json.loads(line)["event"] == "patient")
-    path.write_bytes(b"".join(lines[:dropped] + lines[dropped + 1 :]))
-    return path.parent
-
-
-def tear_the_summary(archive: Path) -> Path:
-    path = last_journal(archive).with_name("summary.json")
-    path.write_bytes(path.read_bytes()[:-20])
-    return path
-
-
-DAMAGE: list[tuple[Callable[[Path], Path], set[Kind]]] = [
-    (lose_the_image, {Kind.missing}),
-    (lengthen_the_image, {Kind.changed}),
-    (flip_a_bit, {Kind.changed}),
-    (cut_the_sidecar, {Kind.torn, Kind.stray}),
-    (empty_the_sidecar, {Kind.torn, Kind.stray}),
-    (age_the_reader, {Kind.schema, Kind.stray}),
-    (point_elsewhere, {Kind.inconsistent, Kind.stray}),
-    (name_another_image, {Kind.inconsistent}),
-    (rename_the_patient, {Kind.misplaced, Kind.lost}),
-    (merge_another_accounts, {Kind.foreign}),
-    (lose_the_first_revision, {Kind.missing}),
-    (lose_both, {Kind.lost}),
-    (leave_a_stranger, {Kind.stray}),
-    (leave_a_stranger_above, {Kind.stray}),
-    (leave_a_directory, {Kind.stray}),
-    (leave_a_part, {Kind.part}),
-    (link_an_image, {Kind.link}),
-    (link_a_patient, {Kind.link}),
-    (replace_by_a_link, {Kind.link, Kind.missing}),
-    (replace_by_a_pipe, {Kind.stray, Kind.missing}),
-    (cut_the_journal, {Kind.journal}),
-    (drop_a_patients_line, {Kind.journal, Kind.chain}),
-    (tear_the_summary, {Kind.journal}),
-]
-
-
 @pytest.mark.parametrize(
-    ("damage", "kinds"), DAMAGE, ids=lambda value: getattr(value, "__name__", "")
+    ("damage", "kind"), DAMAGE, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_every_kind_of_damage_is_named(
-    made: Made, damage: Callable[[Path], Path], kinds: set[Kind]
+def test_every_kind_of_damage_is_named_once(
+    made: Made, damage: Callable[[Path], Path], kind: Kind
 ) -> None:
     named = damage(made.archive).relative_to(made.archive).as_posix()
     before = state(made.archive)
-    found = findings(made.archive)
-    assert {finding.kind for finding in found} == kinds
-    assert any(finding.path and finding.path.startswith(named) for finding in found)
+    (found,) = findings(made.archive)
+    assert found.kind is kind
+    assert found.path is not None
+    assert found.path.startswith(named)
     assert state(made.archive) == before
+
+
+def test_a_patient_under_another_name_is_one_finding_for_each_image(made: Made) -> None:
+    directory = next(made.archive.glob("*/*.r2.json")).parent
+    moved = directory.rename(directory.with_name("somebody-else"))
+    found = findings(made.archive)
+    assert {finding.kind for finding in found} == {Kind.misplaced}
+    images = {path.name for path in moved.glob("*.json")} - {p.name for p in moved.glob("*.r2.*")}
+    assert sorted(finding.path or "" for finding in found) == sorted(
+        f"somebody-else/{name}" for name in images
+    )
+    # A copy of it does no harm to the original.
+    shutil.copytree(moved, directory)
+    assert findings(made.archive) == found
+    rows = verify_rows(made)
+    assert rows["damaged"] == 0
+
+
+def test_a_patient_within_another_is_not_found_and_so_its_images_are_lost(made: Made) -> None:
+    directory = an_image(made.archive).parent
+    other = next(path for path in made.archive.glob("[!.]*") if path != directory)
+    images = len(list(directory.glob("*.json")))
+    directory.rename(other / "inside")
+    # The directory is no image, and nothing tells that the images in it are those.
+    kinds = sorted(finding.kind for finding in findings(made.archive))
+    assert kinds == [*["lost"] * images, "stray"]
+    assert verify_rows(made)["damaged"] == 1
+
+
+def verify_rows(made: Made) -> dict[str, int]:
+    """What became of the manifest's rows."""
+    result = bulkfetch("verify", made.archive, "--manifest", made.manifest, "--json")
+    rows: dict[str, int] = json.loads(result.out.splitlines()[-1])["report"]["manifest"]
+    assert rows.pop("total") == sum(rows.values()) == PATIENTS
+    return rows
+
+
+def test_what_is_bulkfetchs_own_is_no_finding(made: Made) -> None:
+    private = made.archive / ".bulkfetch"
+    for name in ("lock-1-of-2", "holder-1-of-2.json", "holder-2-of-2.new", "quarantine/a/b/x.jpg"):
+        (private / name).parent.mkdir(parents=True, exist_ok=True)
+        (private / name).touch()
+    (private / "quarantine" / "link").symlink_to("/etc")
+    last_journal(made.archive).with_name("failures.csv").touch()
+    last_journal(made.archive).with_name("progress.json").touch()
+    (made.archive / "p-empty").mkdir()
+    assert findings(made.archive) == []
+
+
+@pytest.mark.parametrize(
+    ("root", "directory", "file", "number"),
+    [
+        (0o700, 0o777, 0o666, 0),
+        (0o750, 0o777, 0o666, 0),
+        (0o755, 0o700, 0o666, 0),
+        (0o755, 0o770, 0o660, 0),
+        (0o777, 0o750, 0o640, 0),
+        (0o711, 0o711, 0o600, 1),
+        (0o755, 0o755, 0o604, 2),
+        (0o755, 0o754, 0o604, 1),
+    ],
+)
+def test_what_others_may_get_at_is_one_finding(
+    made: Made, root: int, directory: int, file: int, number: int
+) -> None:
+    image = an_image(made.archive)
+    for path, mode in ((made.archive, root), (image.parent, directory), (image, file)):
+        path.chmod(mode)
+    found = findings(made.archive)
+    assert [finding.kind for finding in found] == [Kind.exposed] * bool(number)
+    if number:
+        assert found[0].path == image.parent.name
+        assert ("at 1 more" in found[0].detail) == (number == 2)
+
+
+def test_an_archive_that_is_open_to_others_is_closed_by_what_is_advised(made: Made) -> None:
+    paths = [made.archive, *made.archive.rglob("*")]
+    for path in paths:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    result = bulkfetch("verify", made.archive, within=read_only(made.archive))
+    assert result.status == 1
+    assert f"and at {len(paths) - 2:,} more" in result.err
+    assert "1 exposed: close it: chmod -R o= DEST" in result.err
+    subprocess.run(["chmod", "-R", "o=", made.archive], check=True)
+    assert findings(made.archive) == []
 
 
 def test_the_command_names_each_finding_and_what_to_do(made: Made) -> None:
@@ -327,13 +230,13 @@ def test_the_command_names_each_finding_and_what_to_do(made: Made) -> None:
     assert result.out == ""
     image = an_image(made.archive).relative_to(made.archive)
     assert f"changed: {image}: its SHA-256 is another" in result.err
-    for kind in (Kind.changed, Kind.journal, Kind.chain):
+    for kind in (Kind.changed, Kind.chain):
         assert f"1 {kind}: {ADVICE[kind]}" in result.err
     as_json = bulkfetch("verify", made.archive, "--json", "--processes=1")
     assert as_json.status == 1
     *told, last = map(json.loads, as_json.out.splitlines())
-    assert {line["finding"]["kind"] for line in told} == {"changed", "journal", "chain"}
-    assert last["report"]["findings"] == {"changed": 1, "journal": 1, "chain": 1}
+    assert {line["finding"]["kind"] for line in told} == {"changed", "chain"}
+    assert last["report"]["findings"] == {"changed": 1, "chain": 1}
     assert not last["report"]["ok"]
 
 
@@ -442,10 +345,15 @@ def test_an_interrupted_run_is_said_and_is_no_damage(serve: Serve, tmp_path: Pat
     assert bulkfetch("verify", archive).status == 0
 
 
+def read_only(path: Path) -> list[str]:
+    """Before a command, to have it see a directory mounted read-only."""
+    return with_mounts_of_its_own(
+        f'mount --bind "{path}" "{path}" && mount -o remount,ro,bind "{path}" && "$@"'
+    )
+
+
 def test_a_read_only_archive_is_verified(made: Made) -> None:
-    path = made.archive
-    script = f'mount --bind "{path}" "{path}" && mount -o remount,ro,bind "{path}" && "$@"'
-    result = bulkfetch("verify", made.archive, within=with_mounts_of_its_own(script))
+    result = bulkfetch("verify", made.archive, within=read_only(made.archive))
     assert result.status == 0, result.err
 
 
@@ -484,10 +392,111 @@ def test_a_bad_manifest_or_option_is_status_2_before_anything_is_read(
     assert bulkfetch("verify", made.archive, "--manifest", bad).status == 2
     for option in ("--sample=0%", "--sample=0.05", "--sample=101%", "--sample=x%", "--processes=0"):
         assert bulkfetch("verify", made.archive, option).status == 2
+    for option, needs in (("--seed=a", "--sample"), ("--manifest-format=csv", "--manifest")):
+        result = bulkfetch("verify", made.archive, option)
+        assert result.status == 2
+        assert f"goes with {needs}" in result.err
 
 
-def test_every_kind_has_its_advice() -> None:
+def test_every_kind_has_its_advice_and_its_place_in_the_readme() -> None:
     assert set(ADVICE) == set(Kind)
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text("utf-8")
+    table = readme.partition("| finding | what it means |\n| --- | --- |\n")[2].partition("\n\n")[0]
+    named = [row.split("|")[1] for row in table.splitlines()]
+    assert sorted(re.findall(r"`(\w+)`", " ".join(named))) == sorted(Kind)
+
+
+def strangers(archive: Path, number: int) -> None:
+    for name in range(number):
+        an_image(archive).with_name(f"{name:04}.txt").touch()
+
+
+@pytest.mark.parametrize("command", ["verify", "bag"])
+def test_a_person_is_told_of_some_of_a_kind_and_a_program_of_all(made: Made, command: str) -> None:
+    to: list[str | Path] = ["--to", made.archive.with_name("bag")] if command == "bag" else []
+    strangers(made.archive, 21)
+    flip_a_bit(made.archive)
+    told = bulkfetch(command, made.archive, *to).err.splitlines()
+    assert len([line for line in told if line.startswith("stray: ")]) == 20
+    assert "… and 1 more of stray: --json has them all" in told
+    assert len([line for line in told if line.startswith("changed: ")]) == 1
+    assert not any("more of changed" in line for line in told)
+    lines = bulkfetch(command, made.archive, *to, "--json").out.splitlines()
+    kinds = [json.loads(line)["finding"]["kind"] for line in lines[:-1]]
+    assert sorted(kinds) == ["changed", *["stray"] * 21]
+    strangers(made.archive, 20)
+    an_image(made.archive).with_name("0020.txt").unlink()
+    assert "more of" not in bulkfetch(command, made.archive, *to).err
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_reader_that_goes_away_ends_it_without_a_word(made: Made, processes: int) -> None:
+    strangers(made.archive, 2_000)
+    arguments: list[str | Path] = ["verify", made.archive, "--json", f"--processes={processes}"]
+    with start_bulkfetch(arguments, {}) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith(b'{"finding"')
+        process.stdout.close()
+        process.wait(timeout=120)
+        assert process.stderr
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_an_answer_that_cannot_be_written_is_not_taken_for_the_archives_failure(made: Made) -> None:
+    strangers(made.archive, 2_000)
+    full = ["sh", "-c", '"$@" > /dev/full', "sh"]
+    result = bulkfetch("verify", made.archive, "--json", within=full)
+    assert result.status == 1
+    assert result.err == "bulkfetch: cannot write the answer: No space left on device\n"
+
+
+def test_whose_images_a_filter_left_out_is_not_called_complete(
+    serve: Serve, tmp_path: Path
+) -> None:
+    simulator = serve()
+    patients = list(simulator.patient_ids())
+    made = Made(tmp_path / "archive", write_manifest(tmp_path / "patients.csv", patients))
+    first = download(simulator, made.manifest, made.archive, "--side=FRONT").summary
+    assert first["images"]["filtered"] > 0
+    result = bulkfetch("verify", made.archive, "--manifest", made.manifest, "--json")
+    assert result.status == 0
+    *told, last = map(json.loads, result.out.splitlines())
+    named = [line["filtered"] for line in told if "filtered" in line]
+    rows = last["report"]["manifest"]
+    assert rows["filtered"] == len(named) > 0
+    assert rows.pop("total") == sum(rows.values()) == PATIENTS
+    assert rows["complete"] + rows["filtered"] == first["patients"]["complete"]
+    assert sum(line["filtered"] for line in named) == first["images"]["filtered"]
+    for line in named:
+        images = simulator.expected_images(line["patient_id"])
+        others = [image for image in images if (image["coverage"] or {}).get("side") != "FRONT"]
+        assert line["filtered"] == len(others)
+        assert (line["run_id"], line["state"]) == (first["run_id"], "complete")
+    words = bulkfetch("verify", made.archive, "--manifest", made.manifest).err
+    left_out = first["images"]["filtered"]
+    assert f"filtered: complete but for {left_out:,} images that a filter left out" in words
+    # Once a run had all, a later filter leaves nothing out.
+    assert download(simulator, made.manifest, made.archive).status == 0
+    assert verify_rows(made)["filtered"] == 0
+    again = download(simulator, made.manifest, made.archive, "--side=FRONT").summary
+    assert again["images"]["filtered"] == left_out
+    assert verify_rows(made)["filtered"] == 0
+
+
+def test_a_report_counts_images_and_those_no_longer_listed(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve()
+    patients = list(simulator.patient_ids())
+    made = Made(tmp_path / "archive", write_manifest(tmp_path / "patients.csv", patients))
+    download(simulator, made.manifest, made.archive)
+    image = next(i for patient in patients for i in simulator.expected_images(patient))
+    simulator.remove_image(str(image["id"]))
+    assert download(simulator, made.manifest, made.archive).summary["unlisted"]
+    report = verify(str(made.archive))
+    assert report.ok
+    assert report.unlisted == 1
+    assert report.images == len(list(made.archive.glob("[!.]*/*.json"))) - 1
+    assert report.sidecars == report.images + 1
 
 
 def test_hostile_names_and_journals_move_no_cursor_and_lead_nowhere(made: Made) -> None:

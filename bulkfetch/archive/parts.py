@@ -28,7 +28,7 @@ KEEP_S = 7 * 24 * 3600.0
 # What a run may leave half-made beside images, and below `.bulkfetch`; other names are not ours.
 _OWNER = r"(?:\.(?P<owner>[0-9]+-of-[0-9]+))?(?:\.[0-9a-z]+-[0-9]+)?"
 _IMAGE_PART = re.compile(rf"\..+\.v[0-9]+(?:(?:\.r[0-9]+)?\.json)?{_OWNER}\.part", re.DOTALL)
-_PRIVATE_PART = re.compile(rf"\.(?:archive|summary|progress|[0-9a-f]{{32}})\.json{_OWNER}\.part")
+PRIVATE_PART = re.compile(rf"\.(?:archive|summary|progress|[0-9a-f]{{32}})\.json{_OWNER}\.part")
 
 
 class _Entry(BaseModel):
@@ -134,7 +134,7 @@ class Parts:
         with files.descriptor(self._root) as root:
             clear(root, "", depth, _IMAGE_PART)
             for name, below in ((".bulkfetch", 0), (".bulkfetch/parts", 0), (".bulkfetch/runs", 1)):
-                descend(root, "", name, below, _PRIVATE_PART)
+                descend(root, "", name, below, PRIVATE_PART)
 
     def find(self, place: Place) -> Kept | None:
         """Return what is there of an image, None where nothing is."""

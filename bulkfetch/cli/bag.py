@@ -20,7 +20,7 @@ from bulkfetch.bag import (
 )
 from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.running import ended_by_signals, say
-from bulkfetch.cli.verify import advise, files_bar, processes, tell
+from bulkfetch.cli.verify import Telling, advise, files_bar, processes
 from bulkfetch.limits import usable_cores
 from bulkfetch.progress import size_text
 from bulkfetch.words import counted
@@ -34,14 +34,14 @@ def run(argv: Sequence[str]) -> int:
         opening = partial(in_directory, given.to, copy=given.copy)
     else:
         opening = partial(as_zip, given.zip) if given.tar is None else partial(as_tar, given.tar)
-    with ended_by_signals(), files_bar() as bar:
+    with ended_by_signals(), files_bar() as bar, Telling(as_json=given.json) as telling:
         report = make_bag(
             given.out,
             opening,
             info=given.info,
             # A stream is written by one.
             processes=1 if given.to is None else given.processes or usable_cores(),
-            found=partial(tell, as_json=given.json),
+            found=telling.found,
             looked_at=bar.update,
         )
     if given.json:

@@ -6,10 +6,10 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
-from typing import Never
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Never, Self
 
 from tqdm import tqdm
 
@@ -20,8 +20,11 @@ from bulkfetch.logs import plain
 from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.models import ManifestRow, label
 from bulkfetch.progress import size_text
-from bulkfetch.verification import ADVICE, Finding, LastWord, Report, is_at_work, verify
+from bulkfetch.verification import ADVICE, Finding, Kind, LastWord, Report, is_at_work, verify
 from bulkfetch.words import counted
+
+# A person reads so many; who wants more has a program for it.
+_TOLD_OF_A_KIND = 20
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("out", metavar="DEST", help="the archive")
     parser.add_argument(
-        "--sample", type=_percent, default=100.0, metavar="P%",
+        "--sample", type=_percent, metavar="P%",
         help="hash so many of the files only; presence and size of all are checked [100%%]",
     )  # fmt: skip
     parser.add_argument(
@@ -64,9 +67,13 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="a line for each finding, and each row without image, on standard output; sums last",
+        help="on standard output: each finding, each row that lacks images, and last the sums",
     )
     given = parser.parse_args(argv)
+    if given.seed is not None and given.sample is None:
+        parser.error("--seed goes with --sample: leave it out")
+    if given.manifest_format is not None and given.manifest is None:
+        parser.error("--manifest-format goes with --manifest: leave it out")
     if is_at_work(given.out):
         say("a run is at work in this archive: what it has in hand may be told as a finding")
     with ExitStack() as stack:
@@ -76,32 +83,28 @@ def run(argv: Sequence[str]) -> int:
                 Manifest(given.manifest, given.manifest_format, allow_empty=True)
             )
         bar = stack.enter_context(files_bar())
-
-        def attested(row: ManifestRow, word: LastWord) -> None:
-            if given.json:
-                ids = {"patient_id": row.patient_id, "coverage_id": row.coverage_id}
-                print(json.dumps({"empty": {**ids, **word._asdict()}}))
-
+        telling = stack.enter_context(Telling(as_json=given.json))
         report = verify(
             given.out,
-            percent=given.sample,
+            percent=given.sample or 100.0,
             seed=given.seed,
             processes=given.processes,
             manifest=manifest,
             heads=given.head,
-            found=partial(tell, as_json=given.json),
+            found=telling.found,
             looked_at=bar.update,
-            attested=attested,
+            attested=telling.attested,
         )
     if given.json:
         print(json.dumps({"report": report.model_dump(mode="json")}))
-    _show(report)
+    _show(report, telling.filtered)
     return 0 if report.ok else 1
 
 
-def _show(report: Report) -> None:
+def _show(report: Report, filtered: int) -> None:
     rate = size_text(report.bytes / report.seconds) if report.seconds else "0 B"
     say(
+        f"{counted(report.images, 'image')}, {report.unlisted:,} of them no longer listed: "
         f"{counted(report.sidecars, 'sidecar')}, {counted(report.files, 'file')}, "
         f"{report.hashed:,} of them hashed "
         f"({size_text(report.bytes)}, {rate}/s); runs: {report.runs:,}, "
@@ -113,6 +116,8 @@ def _show(report: Report) -> None:
         rows = report.manifest.model_dump()
         told = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in rows.items())
         say(f"rows of the manifest: {told}")
+    if filtered:
+        say(f"filtered: complete but for {counted(filtered, 'image')} that a filter left out")
     if report.ok:
         say("nothing is missing, changed or stray")
     if not report.manifest:
@@ -125,18 +130,70 @@ def files_bar() -> tqdm[Never]:
     return tqdm((), unit=" files", file=sys.stderr, leave=False, disable=not sys.stderr.isatty())
 
 
-def tell(finding: Finding, *, as_json: bool) -> None:
-    """Print a finding: a line for a program, or one above the bar for a person."""
-    if as_json:
-        print(json.dumps({"finding": finding._asdict()}))
-    else:
-        where = finding.path or label(finding.patient_id, finding.coverage_id)
-        tqdm.write(plain(f"{finding.kind}: {where}: {finding.detail}"), sys.stderr)
+class Telling:
+    """Prints findings as they come: lines for a program, or some above the bar for a person.
+
+    Its context raises what is wrong with standard output or error as it is; in a verification, it
+    would be taken for the archive's failure.
+
+    Attributes:
+        filtered: the images that a filter left out, of all rows that were attested.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._told: Counter[Kind] = Counter()
+        self.filtered = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, _UntoldError):
+            raise error.reason from None
+
+    def found(self, finding: Finding) -> None:
+        """Tell a finding; a person is told of the first of each kind."""
+        self._told[finding.kind] += 1
+        if self._as_json:
+            self._answer({"finding": finding._asdict()})
+        elif self._told[finding.kind] <= _TOLD_OF_A_KIND:
+            where = finding.path or label(finding.patient_id, finding.coverage_id)
+            with _untold():
+                tqdm.write(plain(f"{finding.kind}: {where}: {finding.detail}"), sys.stderr)
+
+    def attested(self, row: ManifestRow, word: LastWord) -> None:
+        """Tell a program of a row without an image, or but for what a filter left out."""
+        self.filtered += word.filtered
+        if self._as_json:
+            ids = {"patient_id": row.patient_id, "coverage_id": row.coverage_id}
+            what = "filtered" if word.filtered else "empty"
+            self._answer({what: {**ids, **word._asdict()}})
+
+    def _answer(self, value: object) -> None:
+        with _untold():
+            print(json.dumps(value))
+
+
+class _UntoldError(Exception):
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _UntoldError(error) from error
 
 
 def advise(report: Report) -> None:
     """Say what to do about each kind of finding."""
     for kind, number in report.findings.items():
+        if number > _TOLD_OF_A_KIND:
+            say(f"… and {number - _TOLD_OF_A_KIND:,} more of {kind}: --json has them all")
         say(f"{number:,} {kind}: {ADVICE[kind]}")
 
 

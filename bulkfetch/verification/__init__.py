@@ -5,7 +5,6 @@ Nothing is written, and no network is used.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections import Counter
@@ -18,14 +17,16 @@ from bulkfetch.archive.lock import at_work
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
 from bulkfetch.paths import PRIVATE
+from bulkfetch.verification.beside import check_beside
+from bulkfetch.verification.exposure import check_exposure
 from bulkfetch.verification.findings import (
     ADVICE,
-    AGAINST_AN_IMAGE,
     Checked,
     Finding,
     Kind,
     Report,
     Sample,
+    Spoken,
     Taken,
 )
 from bulkfetch.verification.journals import Journals, LastWord, reconcile
@@ -46,9 +47,6 @@ __all__ = [
     "is_at_work",
     "verify",
 ]
-
-# What is the same in the names of an image's files.
-_IMAGE = re.compile(r".*\.v[0-9]+(?=\.)", re.DOTALL)
 
 
 def verify(
@@ -76,7 +74,8 @@ def verify(
             in the journals still.
         manifest: its rows are reconciled with the journals.
         looked_at: told how many files more were checked.
-        attested: told of each row without an image, and when the API last said so.
+        attested: told of each row without an image, or but for some that a filter left out, and
+            when the API last said so.
         take: handed each sidecar and file as it is read, in whichever process reads it.
         taken: told of each that was, in no order.
 
@@ -96,31 +95,40 @@ def verify(
             sample = Sample(percent=percent, seed=seed or secrets.token_hex(4))
         sums = Checked()
         kinds: Counter[Kind] = Counter()
-        damaged: set[str] = set()
+        spoken = Spoken()
 
         def told(checked: Checked) -> None:
             journals.note(checked.digests)
             for finding in checked.findings:
                 kinds[finding.kind] += 1
-                if finding.kind in AGAINST_AN_IMAGE and (image := _IMAGE.match(finding.path or "")):
-                    damaged.add(image[0])
+                spoken.note(finding)
                 found(finding)
+            for image in checked.displaced:
+                spoken.note_displaced(image)
             for file in checked.taken:
                 taken(file)
             looked_at(checked.files)
             # What was told is not kept: it may be as much as the archive.
             checked.findings.clear()
+            checked.displaced.clear()
             checked.taken.clear()
             checked.digests.clear()
             sums.add(checked)
 
-        with Journals(tree_at(out), damaged, heads) as journals:
+        with (
+            files.descriptor(root) as directory,
+            Journals(tree_at(out), spoken, heads) as journals,
+        ):
             check_images(root, identity, sample, processes, told, take=take)
+            told(check_beside(directory))
+            told(check_exposure(directory))
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
     return Report(
         archive=str(root),
         seconds=round(time.monotonic() - began, 3),
+        images=sums.images,
+        unlisted=sums.unlisted,
         sidecars=sums.sidecars,
         files=sums.files,
         hashed=sums.hashed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -26,6 +27,7 @@ class Kind(StrEnum):
     part = "part"
     link = "link"
     unreadable = "unreadable"
+    exposed = "exposed"
     lost = "lost"
     rewritten = "rewritten"
     chain = "chain"
@@ -48,6 +50,7 @@ ADVICE = {
     Kind.part: "nothing is lost: the next download continues or removes it",
     Kind.link: "move it away: a link is never followed, and is no image",
     Kind.unreadable: "get access to it, or see to the disk",
+    Kind.exposed: "close it: chmod -R o= DEST; mount a disk that knows no rights with umask=007",
     Kind.lost: "restore it from a copy, or run download again, and find out who removed it",
     Kind.rewritten: "find out who changed it; restore it from a copy of the archive",
     Kind.chain: "find out who changed the journals; restore them from a copy kept elsewhere",
@@ -55,15 +58,19 @@ ADVICE = {
     Kind.unarchived: "run download with the same manifest again",
 }
 
-
 # What speaks against an image that was archived.
-AGAINST_AN_IMAGE = frozenset(Kind) - {
+_AGAINST_AN_IMAGE = frozenset(Kind) - {
     Kind.stray,
     Kind.part,
+    Kind.exposed,
     Kind.chain,
     Kind.journal,
     Kind.unarchived,
 }
+# What lies where something else should, or bars the way to it.
+_IN_THE_WAY = {Kind.stray, Kind.link, Kind.unreadable}
+# What is the same in the names of an image's files.
+_IMAGE = re.compile(r".*\.v[0-9]+(?=\.)", re.DOTALL)
 
 
 class Finding(NamedTuple):
@@ -88,6 +95,37 @@ class Taken(NamedTuple):
     patient_id: str | None = None
 
 
+class Spoken:
+    """What findings speak of so far, so that the journals tell no more of the same.
+
+    Attributes:
+        damaged: images, by their paths without endings.
+    """
+
+    def __init__(self) -> None:
+        self.damaged: set[str] = set()
+        self._explained: set[str] = set()
+
+    def note(self, finding: Finding) -> None:
+        """Note what a finding speaks of."""
+        path = finding.path or ""
+        image = _IMAGE.match(path)
+        if image and finding.kind in _AGAINST_AN_IMAGE:
+            self.damaged.add(image[0])
+        if finding.kind in _IN_THE_WAY:
+            self._explained.add(image[0] if image else path)
+
+    def note_displaced(self, image: str) -> None:
+        """Note where an image belongs that was found elsewhere."""
+        self._explained.add(image)
+
+    def explains(self, image: str) -> bool:
+        """Tell whether it was said why an image is not to be found."""
+        parts = image.split("/")
+        above = ("/".join(parts[:number]) for number in range(1, len(parts) + 1))
+        return image in self.damaged or not self._explained.isdisjoint(above)
+
+
 Digests = list[tuple[bytes, bytes]]
 
 
@@ -95,24 +133,32 @@ Digests = list[tuple[bytes, bytes]]
 class Checked:
     """What was looked at, and what is wrong; sums can be added.
 
-    `digests` are the SHA-256 of sidecars, by `key_of` their paths.
+    `images` have a sidecar, each version for itself; `unlisted` are those of them that the API does
+    not list any more. `displaced` are the paths, without endings, where images belong that are
+    elsewhere. `digests` are the SHA-256 of sidecars, by `key_of` their paths.
     """
 
+    images: int = 0
+    unlisted: int = 0
     sidecars: int = 0
     files: int = 0
     hashed: int = 0
     bytes: int = 0
     findings: list[Finding] = field(default_factory=list)
+    displaced: list[str] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
     digests: Digests = field(default_factory=list)
 
     def add(self, other: Checked) -> None:
         """Add what else was looked at."""
+        self.images += other.images
+        self.unlisted += other.unlisted
         self.sidecars += other.sidecars
         self.files += other.files
         self.hashed += other.hashed
         self.bytes += other.bytes
         self.findings += other.findings
+        self.displaced += other.displaced
         self.taken += other.taken
         self.digests += other.digests
 
@@ -142,12 +188,14 @@ class Sample(BaseModel):
 class Reconciled(BaseModel):
     """A manifest's rows by what the journals last said of each; `total` is the sum of the rest.
 
-    `damaged` are those that were complete, and of whose images a finding speaks now; `never_asked`
-    those that no run came to.
+    `filtered` are those that are complete but for images that a filter left out, and that are not
+    in the archive; `damaged` those that were complete, and of whose images a finding speaks now;
+    `never_asked` those that no run came to.
     """
 
     total: int = 0
     complete: int = 0
+    filtered: int = 0
     damaged: int = 0
     empty: int = 0
     failed: int = 0
@@ -156,13 +204,15 @@ class Reconciled(BaseModel):
 
 
 class Report(BaseModel):
-    """What a verification found.
+    """What a verification found; `images`, `unlisted` and the sums below are as in `Checked`.
 
     `sample` is None where every file was hashed, `manifest` where none was reconciled.
     """
 
     archive: str
     seconds: float
+    images: int
+    unlisted: int
     sidecars: int
     files: int
     hashed: int

@@ -32,14 +32,13 @@ from bulkfetch.verification.events import (
     QuarantinedEvent,
     event_of,
 )
-from bulkfetch.verification.findings import Checked, Kind, Reconciled, key_of
+from bulkfetch.verification.findings import Checked, Kind, Reconciled, Spoken, key_of
 from bulkfetch.verification.links import Links, begin_of
 
 # What ends with a sidecar in the archive.
 _ARCHIVED = {ImageOutcome.downloaded, ImageOutcome.unchanged, ImageOutcome.not_uploaded}
 _KEPT = "what the journals say"
 _LONGEST_SUMMARY = 2**20
-
 
 # What a run's last line and its summary both tell: the sums, and the line's own digest.
 _End = tuple[PatientSums, ImageSums, int, str]
@@ -60,11 +59,15 @@ class _Suspect:
 
 
 class LastWord(NamedTuple):
-    """What the journals last said of a manifest row: its state, when, and in which run."""
+    """What the journals last said of a manifest row: its state, when, and in which run.
+
+    `filtered` are the images that a filter left out, and that are not in the archive.
+    """
 
     state: PatientState
     at: str
     run_id: str
+    filtered: int = 0
 
 
 class Journals:
@@ -75,14 +78,18 @@ class Journals:
         without_summary: how many of them were killed, or are at work.
     """
 
-    def __init__(self, tree: Tree, damaged: set[str], heads: Collection[str] = ()) -> None:
-        """`damaged` are the images that findings speak of: paths without their endings.
+    def __init__(self, tree: Tree, spoken: Spoken, heads: Collection[str] = ()) -> None:
+        """`spoken` is what findings speak of, by the time of `check`.
 
         `heads` are digests of journals' lines that somebody kept elsewhere.
         """
         self._tree = tree
-        self._damaged = damaged
-        self._links = Links(tree, heads)
+        self._spoken = spoken
+        self._runs: Sequence[str] = []
+        # Where they cannot be read, that is a finding of what lies beside the images.
+        with suppress(OSError):
+            self._runs = chain.runs_of(tree)
+        self._links = Links(tree, self._runs, heads)
         self._suspects: dict[str, _Suspect] = {}
         self._quarantined: dict[str, str] = {}
         self.runs = 0
@@ -90,7 +97,8 @@ class Journals:
         with on_disk(_KEPT):
             self._db = private_database()
             self._db.execute(
-                "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT)"
+                "CREATE TABLE said (asked TEXT PRIMARY KEY, state TEXT, at TEXT, run_id TEXT, "
+                "filtered INTEGER)"
             )
             self._db.execute("CREATE TABLE damaged (asked TEXT PRIMARY KEY)")
             self._db.execute(
@@ -110,26 +118,30 @@ class Journals:
 
     def check(self, told: Callable[[Checked], None]) -> None:
         """Tell what was archived and is not there, and what is wrong with the journals."""
-        runs = chain.runs_of(self._tree)
+        runs = [run for run in self._runs if not self._spoken.explains(f"{chain.RUNS}/{run}")]
         for run in runs:
             self.runs += 1
             checked = Checked()
-            self._check_run(run, checked)
+            with on_disk(_KEPT):
+                self._check_run(run, checked)
             told(checked)
         checked = Checked()
-        self._links.missing(checked)
+        for path, what in self._links.missing_elsewhere():
+            if not self._spoken.explains(path):
+                checked.find(Kind.chain, path, what)
         if self._suspects:
-            self._check_suspects(runs, checked)
+            with on_disk(_KEPT):
+                self._check_suspects(runs, checked)
         told(checked)
 
     def last_word(self, patient_id: str | None, coverage_id: str | None) -> LastWord | None:
         """Return what was last said of a row with these IDs, None where it was never asked."""
         with on_disk(_KEPT):
             found = self._db.execute(
-                "SELECT state, at, run_id FROM said WHERE asked = ?",
+                "SELECT state, at, run_id, filtered FROM said WHERE asked = ?",
                 (_key(patient_id, coverage_id),),
             ).fetchone()
-        return LastWord(PatientState(found[0]), found[1], found[2]) if found else None
+        return LastWord(PatientState(found[0]), *found[1:]) if found else None
 
     def is_damaged(self, patient_id: str | None, coverage_id: str | None) -> bool:
         """Tell whether a finding speaks of an image that a row with these IDs brought."""
@@ -144,27 +156,35 @@ class Journals:
         states: Counter[str] = Counter()
         end: _End | None = None
         begin = begin_of(self._tree, run)
-        for path in self._journals(run, checked):
+        there = self._journals_of(run, checked)
+        journals = [path for path in there if not self._spoken.explains(path)]
+        for path in journals:
             is_first = path.endswith(f"/{chain.FIRST}")
+            # What a killed process was about to write ends in the middle.
+            may_be_cut = summary is None or not is_first
+            follows = None if is_first else begin
+            filtered: Counter[str] = Counter()
             try:
-                followed = self._links.follow(path, None if is_first else begin, checked)
-                for line, event in followed:
-                    # What a killed process was about to write ends in the middle.
-                    may_be_cut = summary is None or not is_first
-                    if event is None and (line.endswith(b"\n") or not may_be_cut):
-                        checked.find(Kind.journal, path, "a line of it is no event")
-                    elif isinstance(event, FinishedEvent):
+                for line, event in self._links.follow(
+                    path, follows, checked, may_be_cut=may_be_cut
+                ):
+                    if isinstance(event, FinishedEvent):
                         end = (event.patients, event.images, event.bytes, chain.digest(line))
-                    elif event is not None:
-                        self._check_event(run, event, states)
+                    else:
+                        self._check_event(run, event, states, filtered)
             except OSError as error:
                 checked.find(Kind.unreadable, path, error.strerror or "it cannot be read")
+        # A journal of which there is a finding has no other.
+        told = {(finding.path or "").partition(":")[0] for finding in checked.findings}
+        for path, what in self._links.missing(run):
+            if path not in told and not self._spoken.explains(path):
+                checked.find(Kind.chain, path, what)
         if summary is None:
             self.without_summary += 1
-        else:
+        elif not checked.findings and journals == there:
             self._check_sums(run, summary, states, end, checked)
 
-    def _journals(self, run: str, checked: Checked) -> list[str]:
+    def _journals_of(self, run: str, checked: Checked) -> Sequence[str]:
         try:
             return chain.journals_of(self._tree, run)
         except OSError as error:
@@ -183,26 +203,36 @@ class Journals:
         if end != (summary.patients, summary.images, summary.bytes, summary.head):
             name = f"{chain.RUNS}/{run}/summary.json"
             checked.find(Kind.journal, name, "its journal has not the same sums")
+            return
         said = summary.patients.model_dump()
-        for state in (PatientState.complete, PatientState.empty, PatientState.failed):
-            if states[state] < said[state]:
-                told = f"{states[state]} of the {said[state]} {state} patients of the summary"
-                name = f"{chain.RUNS}/{run}"
-                checked.find(Kind.journal, name, f"its journals have {told}")
+        fewer = [
+            f"{states[state]} of the {said[state]} {state}"
+            for state in (PatientState.complete, PatientState.empty, PatientState.failed)
+            if states[state] < said[state]
+        ]
+        if fewer:
+            told = f"its journals have {', '.join(fewer)} patients of the summary"
+            checked.find(Kind.journal, f"{chain.RUNS}/{run}", told)
 
-    def _check_event(self, run_id: str, event: Event, states: Counter[str]) -> None:
+    def _check_event(
+        self, run_id: str, event: Event, states: Counter[str], filtered: Counter[str]
+    ) -> None:
         if isinstance(event, PatientEvent):
             states[event.state] += 1
             asked = _key(event.patient_id, event.coverage_id)
-            with on_disk(_KEPT):
-                self._db.execute(
-                    "INSERT INTO said VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                    "state = excluded.state, at = excluded.at, run_id = excluded.run_id "
-                    "WHERE excluded.at >= at",
-                    (asked, event.state, event.at, run_id),
-                )
+            self._db.execute(
+                "INSERT INTO said VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+                "state = excluded.state, at = excluded.at, run_id = excluded.run_id, "
+                "filtered = excluded.filtered WHERE excluded.at >= at",
+                (asked, event.state, event.at, run_id, filtered.pop(asked, 0)),
+            )
+        elif isinstance(event, ImageEvent) and event.outcome is ImageOutcome.filtered:
+            # An earlier run may have had it.
+            if self._digest(event.path) is None:
+                filtered[_key(event.patient_id, event.coverage_id)] += 1
         elif isinstance(event, ImageEvent) and (event.outcome in _ARCHIVED or event.sidecar):
-            if event.image in self._damaged:
+            damaged = self._spoken.damaged
+            if damaged and event.image in damaged:
                 self._note_damage(_key(event.patient_id, event.coverage_id))
             else:
                 self._compare(run_id, event)
@@ -212,13 +242,9 @@ class Journals:
 
     def _compare(self, run_id: str, event: ImageEvent) -> None:
         """Remember a sidecar that is not there, or is another than was written."""
-        with on_disk(_KEPT):
-            read = self._db.execute(
-                "SELECT digest FROM sidecars WHERE path = ?", (key_of(event.path),)
-            ).fetchone()
-        if read is None and is_there(self._tree, event.path):
+        found = self._digest(event.path)
+        if found is None and is_there(self._tree, event.path):
             return  # what could not be read is a finding of its own
-        found = read[0].hex() if read else None
         if found is None or event.sidecar not in (None, found):
             suspect = self._suspects.setdefault(
                 event.path, _Suspect(found, run_id, event.at, event.image)
@@ -232,7 +258,7 @@ class Journals:
         What was moved to quarantine later, a run has written anew since, or was killed over it:
         then its first sidecar may be one that no line tells of, and further ones are gone.
         """
-        for path in (path for run in runs for path in self._journals(run, Checked())):
+        for path in (path for run in runs for path in self._journals_of(run, Checked())):
             with suppress(OSError), self._tree.open(path) as file:
                 for event in map(event_of, file):
                     if not isinstance(event, ImageEvent) or event.path not in self._suspects:
@@ -246,18 +272,25 @@ class Journals:
                 continue
             if suspect.found:
                 checked.find(Kind.rewritten, name, f"it is not what run {suspect.run_id} wrote")
-            elif suspect.image not in self._damaged:
-                self._damaged.add(suspect.image)
+            elif not self._spoken.explains(suspect.image):
+                self._spoken.damaged.add(suspect.image)
                 checked.find(Kind.lost, name, f"run {suspect.run_id} says that it was archived")
             for asked in suspect.asked:
                 self._note_damage(asked)
 
     def _note_damage(self, asked: str) -> None:
-        with on_disk(_KEPT):
-            self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
+        self._db.execute("INSERT OR IGNORE INTO damaged VALUES (?)", (asked,))
+
+    def _digest(self, path: str) -> str | None:
+        """Return the digest of a sidecar that was read."""
+        query = "SELECT digest FROM sidecars WHERE path = ?"
+        found = self._db.execute(query, (key_of(path),)).fetchone()
+        return found[0].hex() if found else None
 
     def _summary(self, run: str, checked: Checked) -> Summary | None:
         path = f"{chain.RUNS}/{run}/summary.json"
+        if self._spoken.explains(path):
+            return None
         try:
             return Summary.model_validate_json(read(self._tree, path, _LONGEST_SUMMARY))
         except FileNotFoundError:
@@ -276,7 +309,7 @@ def reconcile(
     """Say what became of each row of a checked manifest, by the journals; the sums balance.
 
     What failed, was not reached, or was never asked is a finding; `attested` gets the rows of which
-    the API said that they have no image, and when it said so.
+    the API said that they have no image, and those of whose images a filter left out some.
     """
     sums: Counter[str] = Counter()
     for row in manifest.rows():
@@ -284,7 +317,11 @@ def reconcile(
         word = journals.last_word(row.patient_id, row.coverage_id)
         state = str(word.state) if word else "never_asked"
         if word and word.state is PatientState.complete:
-            state = "damaged" if journals.is_damaged(row.patient_id, row.coverage_id) else state
+            if journals.is_damaged(row.patient_id, row.coverage_id):
+                state = "damaged"
+            elif word.filtered:
+                state = "filtered"
+                attested(row, word)
         sums[state] += 1
         if word is None:
             checked.find_row(Kind.unarchived, row, "it was never asked for")

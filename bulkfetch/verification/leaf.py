@@ -7,7 +7,7 @@ import io
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from pydantic import ValidationError
@@ -15,14 +15,16 @@ from pydantic import ValidationError
 from bulkfetch.archive import Identity, files
 from bulkfetch.archive.look import parse_sidecar
 from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
-from bulkfetch.models import ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
+from bulkfetch.models import FileInfo, ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place, place_of
 from bulkfetch.verification.findings import Checked, Kind, Sample, Taken, key_of
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 from bulkfetch.words import counted
 
-_SIDECAR = re.compile(r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[0-9]+))?\.json", re.DOTALL)
+_SIDECAR = re.compile(
+    r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[2-9]|[1-9][0-9]+))?\.json", re.DOTALL
+)
 _PART = re.compile(r"\..+\.part", re.DOTALL)
 
 
@@ -65,58 +67,85 @@ class _Leaf:
         self._sample = sample
         self._take = take
         self._checked = checked
+        # Names of what is no file; and images of which not every sidecar can be used, by stem.
+        self._odd: set[str] = set()
+        self._unclear: set[str] = set()
 
     def check(self) -> None:
-        revisions: defaultdict[str, list[int]] = defaultdict(list)
+        revisions: defaultdict[str, set[int]] = defaultdict(set)
         images: set[str] = set()
         with os.scandir(self._directory) as entries:
             for entry in entries:
+                found = _SIDECAR.fullmatch(entry.name)
                 if entry.is_symlink():
-                    self._find(Kind.link, entry.name, "a symbolic link")
+                    self._find_odd(Kind.link, entry.name, "a symbolic link")
                 elif not entry.is_file(follow_symlinks=False):
-                    self._find(Kind.stray, entry.name, "no file")
-                elif found := _SIDECAR.fullmatch(entry.name):
-                    revisions[found["stem"]].append(int(found["revision"] or 1))
+                    self._find_odd(Kind.stray, entry.name, "no file")
                 elif _PART.fullmatch(entry.name):
                     self._find(Kind.part, entry.name, "left half-made")
-                else:
+                elif not found:
                     images.add(entry.name)
+                if found:
+                    revisions[found["stem"]].add(int(found["revision"] or 1))
         for stem, numbers in revisions.items():
-            images.discard(self._check_image(stem, sorted(numbers), images) or "")
+            images.discard(self._check_image(Place(self._path, stem), numbers, images) or "")
         for name in sorted(images):
-            self._find(Kind.stray, name, "no sidecar names it")
+            if name.rpartition(".")[0] not in self._unclear:
+                self._find(Kind.stray, name, "no sidecar names it")
 
-    def _check_image(self, stem: str, revisions: Sequence[int], images: set[str]) -> str | None:
+    def _check_image(self, here: Place, revisions: set[int], images: set[str]) -> str | None:
         """Check an image's sidecars and its file; return the file's name."""
-        self._checked.sidecars += len(revisions)
-        if list(revisions) != list(range(1, revisions[-1] + 1)):
-            shown = ", ".join(map(str, revisions))
-            self._find(Kind.missing, f"{stem}.json", f"of its sidecars there are only {shown}")
-        states = [state for number in revisions if (state := self._read(stem, number)) is not None]
+        readable = sorted(n for n in revisions if here.sidecar(n) not in self._odd)
+        read = {n: both for n in readable if (both := self._read(here.sidecar(n)))}
+        if len(read) < len(revisions):
+            self._unclear.add(here.stem)
+        if not readable:
+            return None
+        self._checked.images += 1
+        self._checked.sidecars += len(readable)
+        if len([n for n in revisions if n <= readable[-1]]) < readable[-1]:
+            shown = ", ".join(map(str, readable))
+            self._find(Kind.missing, here.sidecar(1), f"of its sidecars there are only {shown}")
+        are_its_own = self._check_states(here, read)
+        states = [state for state, _ in read.values()]
+        if states and isinstance(states[-1], UnlistedSidecar):
+            self._checked.unlisted += 1
+        file = self._file_of(here, states, is_told=not are_its_own)
+        return self._check_file(file, images) if file else None
+
+    def _file_of(self, here: Place, states: Sequence[Sidecar], *, is_told: bool) -> FileInfo | None:
+        """Return the file that sidecars name; where they do not agree is a finding, unless told."""
         held = [state.file for state in states if state.file]
         if not held:
             return None
-        file = held[-1]
-        if any(other != file for other in held):
-            self._find(Kind.inconsistent, f"{stem}.json", "its sidecars name different files")
-        if file.path.rpartition(".")[0] != stem or "/" in file.path:
-            self._find(Kind.inconsistent, f"{stem}.json", "it names a file that is not its own")
-            return None
+        problem = None
+        if held[-1].path.rpartition(".")[0] != here.stem or "/" in held[-1].path:
+            problem = "it names a file that is not its own"
+        elif any(other != held[-1] for other in held):
+            problem = "its sidecars name different files"
+        if problem is None:
+            return held[-1]
+        self._unclear.add(here.stem)
+        if not is_told:
+            self._find(Kind.inconsistent, here.sidecar(1), problem)
+        return None
+
+    def _check_file(self, file: FileInfo, images: set[str]) -> str | None:
+        """Check a file, and return its name if it is there."""
         if file.path not in images:
-            self._find(Kind.missing, file.path, "its file is missing")
+            if file.path not in self._odd:
+                self._find(Kind.missing, file.path, "its file is missing")
             return None
         self._checked.files += 1
         try:
-            self._check_file(file.path, file.size, file.sha256)
+            self._check_bytes(file.path, file.size, file.sha256)
         except FoundError as error:
             self._find(error.kind, file.path, str(error))
         except OSError as error:
             self._find(Kind.unreadable, file.path, _reason(error))
         return file.path
 
-    def _read(self, stem: str, revision: int) -> Sidecar | None:
-        here = Place(self._path, stem)
-        name = here.sidecar(revision)
+    def _read(self, name: str) -> tuple[Sidecar, ImageRecord] | None:
         try:
             with files.opened(name, self._directory) as descriptor:
                 raw = files.read_to_end(descriptor)
@@ -129,35 +158,49 @@ class _Leaf:
                     self._hand_on(name, source, state.patient_id)
         except FoundError as error:
             self._find(error.kind, name, str(error))
-            return None
         except ArchiveMismatchError as error:
             self._find(Kind.schema, name, str(error))
-            return None
         except OSError as error:
             self._find(Kind.unreadable, name, _reason(error))
-            return None
         except (ValidationError, ValueError, RecursionError):
             self._find(Kind.torn, name, "it is no sidecar, or not a whole one")
-            return None
-        asked = state.requested
-        row = ManifestRow(line=0, patient_id=asked.patient_id, coverage_id=asked.coverage_id)
-        place = place_of(record, row, self._identity.path_template)
-        if isinstance(state, UnlistedSidecar):
-            # Its record is that of today; the image's own sidecar says where both belong.
-            ours = f"{safe_name(state.image_id)}.v{state.version}" == stem
-            same = ours and state.image_id == record.id
         else:
-            if place != here:
-                self._find(Kind.misplaced, name, f"it belongs to {place.directory}/{place.stem}")
-            same = (state.image_id, state.version) == (record.id, record.version)
-        if not same:
-            self._find(Kind.inconsistent, name, "its record is of another image or version")
+            return state, record
+        return None
+
+    def _check_states(self, here: Place, read: Mapping[int, tuple[Sidecar, ImageRecord]]) -> bool:
+        """Tell whether an image's sidecars are of it; the first that is not is a finding."""
+        for number, (state, record) in read.items():
+            if wrong := self._contradiction(here, state, record):
+                self._find(wrong[0], here.sidecar(number), wrong[1])
+                return False
+        return True
+
+    def _contradiction(
+        self, here: Place, state: Sidecar, record: ImageRecord
+    ) -> tuple[Kind, str] | None:
         owner = self._identity.organization_id
         if owner and record.organization_id and record.organization_id != owner:
-            self._find(Kind.foreign, name, "it is of another organization")
-        return state
+            return Kind.foreign, "it is of another organization"
+        if isinstance(state, UnlistedSidecar):
+            # Its record is that of today; the image's own sidecar says where both belong.
+            ours = f"{safe_name(state.image_id)}.v{state.version}" == here.stem
+            same = ours and state.image_id == record.id
+        else:
+            same = (state.image_id, state.version) == (record.id, record.version)
+        if not same:
+            return Kind.inconsistent, "its record is of another image or version"
+        if not isinstance(state, UnlistedSidecar):
+            asked = state.requested
+            row = ManifestRow(line=0, patient_id=asked.patient_id, coverage_id=asked.coverage_id)
+            place = place_of(record, row, self._identity.path_template)
+            if place != here:
+                image = f"{place.directory}/{place.stem}"
+                self._checked.displaced.append(image)
+                return Kind.misplaced, f"it belongs to {image}"
+        return None
 
-    def _check_file(self, name: str, size: int, sha256: str) -> None:
+    def _check_bytes(self, name: str, size: int, sha256: str) -> None:
         with files.opened(name, self._directory) as descriptor:
             state = os.fstat(descriptor)
             if state.st_size != size:
@@ -184,6 +227,10 @@ class _Leaf:
         self._take(self._directory, path, source)
         taken = Taken(path, source.state.st_size, source.digests(), patient_id)
         self._checked.taken.append(taken)
+
+    def _find_odd(self, kind: Kind, name: str, detail: str) -> None:
+        self._odd.add(name)
+        self._find(kind, name, detail)
 
     def _find(self, kind: Kind, name: str, detail: str) -> None:
         self._checked.find(kind, f"{self._path}/{name}", detail)

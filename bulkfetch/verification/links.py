@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -31,77 +32,88 @@ class Links:
     `heads` are digests that somebody kept elsewhere.
     """
 
-    def __init__(self, tree: Tree, heads: Collection[str]) -> None:
+    def __init__(self, tree: Tree, runs: Sequence[str], heads: Collection[str]) -> None:
         self._tree = tree
-        # By journal and digest; a head that was kept elsewhere may be any journal's.
-        self._named = {("", head): "--head" for head in heads}
+        # By run, then by journal and digest; a head kept elsewhere may be in any journal.
+        self._named: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+        self._heads = set(heads)
         self._ends: dict[str, str] = {}
-        for run_id in chain.runs_of(tree):
-            for journal, head, by in self._named_by(run_id):
-                self._named.setdefault((journal, head), by)
+        for run in runs:
+            for other, journal, head, by in self._named_by(run):
+                self._named[other].setdefault((journal, head), by)
 
     def follow(
-        self, path: str, begin: str | None, checked: Checked
-    ) -> Iterator[tuple[bytes, Event | None]]:
-        """Yield a journal's lines and their events, and note where one does not follow the last.
+        self, path: str, begin: str | None, checked: Checked, *, may_be_cut: bool
+    ) -> Iterator[tuple[bytes, Event]]:
+        """Yield a journal's lines and their events; the first that is out of order is a finding.
 
         `begin` is the digest that its first line follows, None of a run's first journal. A last
-        line without an end is yielded, too: it was cut, and is no event.
+        line without an end is left out: it was cut, which `may_be_cut` of a killed run.
 
         Raises:
             OSError: the journal cannot be read.
         """
-        journal = path.removeprefix(f"{chain.RUNS}/")
+        run, _, journal = path.removeprefix(f"{chain.RUNS}/").partition("/")
+        named, end = self._named[run], self._ends.get(path)
         previous = begin
         is_sound, has_ended = True, False
         with self._tree.open(path) as file:
             for number, line in enumerate(file, 1):
                 event = event_of(line)
                 is_whole = line.endswith(b"\n")
-                told = event.previous if event else _previous(line)
-                if is_sound and is_whole and (has_ended or told != previous):
-                    is_sound = False
-                    name = f"{path}:{number}"
-                    does = "comes after the end" if has_ended else "does not follow from the last"
-                    checked.find(Kind.chain, name, f"it {does}")
+                if is_sound and (is_whole or not may_be_cut):
+                    kind, what = Kind.chain, ""
+                    if event is None:
+                        kind, what = Kind.journal, "it is no event"
+                    elif has_ended:
+                        what = "it comes after the end"
+                    elif event.previous != previous:
+                        what = "it does not follow from the last"
+                    if what:
+                        is_sound = False
+                        checked.find(kind, f"{path}:{number}", what)
                 if is_whole:
                     previous = chain.digest(line)
-                    self._named.pop((journal, previous), None)
-                    self._named.pop(("", previous), None)
-                    has_ended = line.startswith(chain.FINISHED) or (
-                        previous == self._ends.get(journal)
-                    )
-                yield line, event
+                    named.pop((journal, previous), None)
+                    self._heads.discard(previous)
+                    has_ended = line.startswith(chain.FINISHED) or previous == end
+                if event is not None:
+                    yield line, event
 
-    def missing(self, checked: Checked) -> None:
-        """Note what is named and was not found, once all journals were followed."""
-        for (journal, head), by in self._named.items():
-            if not journal:
-                checked.find(Kind.chain, chain.RUNS, f"no line has the digest {head}")
-                continue
-            path = f"{chain.RUNS}/{journal}"
-            if is_there(self._tree, path):
-                what = f"it has no longer the line that {by} names: it was cut or written anew"
-                checked.find(Kind.chain, path, what)
-            else:
-                checked.find(Kind.chain, path, f"{by} names it")
+    def missing(self, run: str) -> Iterator[tuple[str, str]]:
+        """Yield what is named of a run and was not found, once its journals were followed.
 
-    def _named_by(self, run_id: str) -> Iterator[tuple[str, str, str]]:
-        """Yield what a run names: in which journal, by its path below the runs, a line's digest."""
-        path = f"{chain.RUNS}/{run_id}/{chain.FIRST}"
+        That is a journal, once, and what is wrong with it.
+        """
+        lacking = {journal: by for (journal, _), by in self._named.pop(run, {}).items()}
+        for journal, by in lacking.items():
+            path = f"{chain.RUNS}/{run}/{journal}"
+            what = f"it has no longer the line that {by} names: it was cut or written anew"
+            yield path, what if is_there(self._tree, path) else f"{by} names it"
+
+    def missing_elsewhere(self) -> Iterator[tuple[str, str]]:
+        """Yield the same of runs that are not there, and of heads that were kept elsewhere."""
+        for run in list(self._named):
+            yield from self.missing(run)
+        for head in sorted(self._heads):
+            yield chain.RUNS, f"no line has the digest {head}"
+
+    def _named_by(self, run: str) -> Iterator[tuple[str, str, str, str]]:
+        """Yield what a run names: in which run and journal, a line's digest; and who names it."""
+        path = f"{chain.RUNS}/{run}/{chain.FIRST}"
         try:
             with self._tree.open(path) as file:
                 started = _STARTED.validate_json(file.readline())
             finished = _FINISHED.validate_json(chain.last_line(self._tree, path))
         except (OSError, ValidationError):
             return
-        by = f"run {run_id}"
+        by = f"run {run}"
         for other, heads in started.heads.items():
             for journal, head in heads.items():
-                yield f"{other}/{journal}", head, by
+                yield other, journal, head, by
         for journal, head in finished.heads.items():
-            self._ends[f"{run_id}/{journal}"] = head
-            yield f"{run_id}/{journal}", head, by
+            self._ends[f"{chain.RUNS}/{run}/{journal}"] = head
+            yield run, journal, head, by
 
 
 def begin_of(tree: Tree, run_id: str) -> str | None:
@@ -110,18 +122,4 @@ def begin_of(tree: Tree, run_id: str) -> str | None:
         with tree.open(f"{chain.RUNS}/{run_id}/{chain.FIRST}") as file:
             return chain.digest(file.readline())
     except OSError:
-        return None
-
-
-class _Line(BaseModel):
-    previous: str | None = None
-
-
-_LINE = TypeAdapter(_Line)
-
-
-def _previous(line: bytes) -> str | None:
-    try:
-        return _LINE.validate_json(line).previous
-    except ValidationError:
         return None
