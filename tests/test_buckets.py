@@ -339,3 +339,59 @@ def test_what_is_damaged_in_a_bucket_is_kept_aside_and_fetched_anew(
         torn.rpartition("/")[2], file.rpartition("/")[2]
     }  # fmt: skip
     assert after[file] == before[file]
+
+
+def test_verify_reads_a_bucket_and_names_what_is_wrong_in_it(
+    simulator: Simulator, manifest: Path, either: Bucket
+) -> None:
+    run(simulator, manifest, either)
+    run(simulator, manifest, either)
+    out = f"{either.url}/export"
+    sound = bulkfetch("verify", out, "--manifest", manifest, "--json")
+    assert sound.status == 0, sound.out + sound.err
+    told = json.loads(sound.out.splitlines()[-1])
+    contents = either.contents()
+    held = [(path, s, data) for path, s, data in images(contents) if data is not None]
+    assert told["hashed"] == len(held)
+    assert told["runs"] == 2
+
+    def at(number: int, *, file: bool) -> str:
+        path, sidecar, _ = held[number]
+        return f"{path.rpartition('/')[0]}/{sidecar['file']['path']}" if file else path
+
+    damages = {
+        "missing": (at(0, file=True), None),
+        "changed": (at(1, file=True), bytes(len(held[1][2]))),
+        "torn": (at(2, file=False), b"{"),
+        "lost": (at(3, file=False), None),
+    }
+    for path, data in damages.values():
+        if data is None:
+            remove(either, path)
+        else:
+            put(either, path, data, overwrite=True)
+    put(either, "export/somebody.txt", b"else's")
+    put(either, "export/.bulkfetch/else.txt", b"")
+    segments = sorted(p for p in contents if re.search(r"journal\.0+2\.jsonl$", p))
+    remove(either, segments[0])
+    found = bulkfetch("verify", out, "--json")
+    assert found.status == 1
+    kinds = [json.loads(line)["kind"] for line in found.out.splitlines()[:-1]]
+    assert {"missing", "changed", "torn", "stray"} <= set(kinds)
+    assert {"chain", "journal"} & set(kinds)
+
+
+def test_a_copy_of_a_bucket_on_a_disk_is_the_same_archive(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, tmp_path: Path
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    for path, data in s3_bucket.contents().items():
+        there = tmp_path / path
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(data)
+    sound = bulkfetch("verify", tmp_path / "export", "--manifest", manifest)
+    assert sound.status == 0, sound.err
+    again = download(simulator, manifest, tmp_path / "export")
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == 0
+    assert bulkfetch("verify", tmp_path / "export").status == 0

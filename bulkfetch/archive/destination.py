@@ -20,7 +20,7 @@ def tree_at(out: str) -> Tree:
     """
     out = file_path(out)
     if not is_url(out):
-        return LocalTree(Path(out))
+        return LocalTree(Path(out).resolve())
     from bulkfetch.archive.store_tree import StoreTree  # noqa: PLC0415  an extra
 
     return StoreTree(open_store(out, retries=READ_RETRIES))

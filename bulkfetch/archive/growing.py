@@ -6,7 +6,7 @@ import tempfile
 import time
 from typing import IO
 
-from bulkfetch.archive.store_tree import segment_name
+from bulkfetch.archive.segments import segment_name
 from bulkfetch.stores.store import Store
 
 # A segment is put when it is so long, or when its first line has waited so long.

@@ -338,7 +338,7 @@ class StoreArchive:
             raise TakenError("another row or shard mended the image meanwhile")
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         known = self._store.level(there)[1]
-        taken = {found.path.rpartition("/")[2] for found in known}
+        taken = {found.name for found in known}
         for name in names_of(place, StoreFolder(self._store, place.directory).names):
             again = (f"{name}~{number}" for number in itertools.count(2))
             free = next(n for n in itertools.chain([name], again) if n not in taken)
@@ -370,7 +370,7 @@ class StoreFolder:
         self._store = store
         self._path = path
         objects = store.level(path)[1]
-        self._found = {found.path.rpartition("/")[2]: found for found in objects}
+        self._found = {found.name: found for found in objects}
 
     @property
     def names(self) -> Collection[str]:

@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 
 from bulkfetch.archive import files
 from bulkfetch.archive.lock import at_work
+from bulkfetch.archive.segments import Part, joined, segments_of, whole_name
 from bulkfetch.errors import PathRefusedError
 from bulkfetch.models import Shard
 from bulkfetch.paths import PRIVATE
@@ -55,18 +56,18 @@ class LocalTree:
     """A directory of this machine; no symbolic link below it is followed."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     @property
     def name(self) -> str:
         """See `Tree.name`."""
-        return str(self._root)
+        return str(self.root)
 
     def names(self, directory: str) -> list[str]:
         """See `Tree.names`."""
         descriptor = self._directory(directory)
         try:
-            return sorted(os.listdir(descriptor))  # noqa: PTH208  of a descriptor
+            return sorted({*map(whole_name, os.listdir(descriptor))})  # noqa: PTH208  of a descriptor
         finally:
             os.close(descriptor)
 
@@ -76,6 +77,11 @@ class LocalTree:
         directory = self._directory(above)
         try:
             descriptor = files.open_to_read(name, directory)
+        except FileNotFoundError:
+            segments = segments_of(name, os.listdir(directory))  # noqa: PTH208  the same
+            if not segments:
+                raise
+            return joined([self._part(f"{above}/{segment}") for segment in segments])
         finally:
             os.close(directory)
         mode = os.fstat(descriptor).st_mode
@@ -93,10 +99,19 @@ class LocalTree:
 
     def at_work(self) -> Mapping[str, Shard | None]:
         """See `Tree.at_work`."""
-        return at_work(self._root / PRIVATE)
+        return at_work(self.root / PRIVATE)
+
+    def _part(self, path: str) -> Part:
+        def read(offset: int, length: int) -> bytes:
+            with self.open(path) as file:
+                file.seek(offset)
+                return file.read(length)
+
+        with self.open(path) as file:
+            return Part(os.fstat(file.fileno()).st_size, read)
 
     def _directory(self, path: str) -> int:
-        root = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY)
+        root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         if not path:
             return root
         try:

@@ -7,14 +7,13 @@ signal when it ends soon after (https://github.com/PyO3/pyo3-async-runtimes/issu
 from __future__ import annotations
 
 import errno
-import io
 import os
 import re
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import obstore
 from obstore import exceptions
@@ -27,7 +26,6 @@ from bulkfetch.stores.answers import translated
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, WritableFile
-    from typing_extensions import Buffer
 
 SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]+)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?")
@@ -42,7 +40,7 @@ _CONNECT_S = 10
 _SILENT_AT_MOST_S = 30
 _REQUEST_S = 600
 _READ_BYTES = 2**20
-# Read at once, where a reader wants all of an object or its end.
+# Of a long object on its way, so much is in memory.
 _BLOCK_BYTES = 2**23
 # Another writer of the same object is waited for, a little longer each time.
 _TURNS = 5
@@ -57,6 +55,11 @@ class Object:
     size: int
     etag: str | None
     modified_at: datetime
+
+    @property
+    def name(self) -> str:
+        """Its name in its directory."""
+        return self.path.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,10 +244,6 @@ class Store:
         with translated():
             obstore.delete(self._store, path)
 
-    def opened(self, parts: list[Object]) -> BinaryIO:
-        """Return objects as one file to read, one after the other."""
-        return io.BufferedReader(_Joined(self, parts), _READ_BYTES)
-
 
 class Upload:
     """A long object on its way, by parts; either `finish` or `drop` ends it.
@@ -291,55 +290,6 @@ class Upload:
         """
         with translated():
             self._writer.__exit__(StoreError, StoreError(errno.ECANCELED, "dropped"), None)
-
-
-class _Joined(io.RawIOBase):
-    """Reads objects by blocks, one request each."""
-
-    def __init__(self, store: Store, parts: list[Object]) -> None:
-        super().__init__()
-        self._store = store
-        self._parts = parts
-        self._size = sum(part.size for part in parts)
-        self._at = 0
-        self._block_at = 0
-        self._block = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        offset = self._at - self._block_at
-        if not 0 <= offset < len(self._block):
-            self._load(len(view))
-            offset = 0
-        data = self._block[offset : offset + len(view)]
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _load(self, wanted: int) -> None:
-        begin = 0
-        self._block_at, self._block = self._at, b""
-        for part in self._parts:
-            offset = self._at - begin
-            if 0 <= offset < part.size:
-                length = min(part.size - offset, max(wanted, _BLOCK_BYTES))
-                self._block = self._store.range(part.path, offset, length)
-                return
-            begin += part.size
 
 
 def opened(url: str, retries: int) -> Store:

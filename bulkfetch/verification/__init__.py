@@ -9,16 +9,14 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from pathlib import Path
+from functools import partial
+from typing import Protocol
 
-from bulkfetch.archive import files, tree_at
+from bulkfetch.archive import Identity, Tree, files, tree_at
 from bulkfetch.archive.identity import archive_at
-from bulkfetch.archive.lock import at_work
+from bulkfetch.archive.tree import LocalTree
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ManifestRow
-from bulkfetch.paths import PRIVATE
-from bulkfetch.verification.beside import check_beside
-from bulkfetch.verification.exposure import check_exposure
 from bulkfetch.verification.findings import (
     ADVICE,
     Checked,
@@ -31,7 +29,7 @@ from bulkfetch.verification.findings import (
 )
 from bulkfetch.verification.journals import Journals, LastWord, reconcile
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
-from bulkfetch.verification.walk import check_images
+from bulkfetch.verification.walk import check_disk
 
 __all__ = [
     "ADVICE",
@@ -47,6 +45,9 @@ __all__ = [
     "is_at_work",
     "verify",
 ]
+
+# Each waits for one answer of an object store.
+_THREADS = 32
 
 
 def verify(
@@ -83,13 +84,12 @@ def verify(
         ConfigurationError: there is no archive, or the manifest is a bad one.
         DestinationError: the archive cannot be read at all.
     """
-    root = Path(out)
     began = time.monotonic()
     with files.named(out):
-        identity = archive_at(tree_at(out))
+        tree = tree_at(out)
+        identity = archive_at(tree)
         if manifest:
             manifest.check()
-        root = root.resolve()
         sample = None
         if percent < 100:
             sample = Sample(percent=percent, seed=seed or secrets.token_hex(4))
@@ -115,17 +115,12 @@ def verify(
             checked.digests.clear()
             sums.add(checked)
 
-        with (
-            files.descriptor(root) as directory,
-            Journals(tree_at(out), spoken, heads) as journals,
-        ):
-            check_images(root, identity, sample, processes, told, take=take)
-            told(check_beside(directory))
-            told(check_exposure(directory))
+        with Journals(tree, spoken, heads) as journals:
+            _checked_images(tree, processes)(identity, sample, told=told, take=take)
             journals.check(told)
             reconciled = reconcile(manifest, journals, told, attested) if manifest else None
     return Report(
-        archive=str(root),
+        archive=tree.name,
         seconds=round(time.monotonic() - began, 3),
         images=sums.images,
         unlisted=sums.unlisted,
@@ -144,4 +139,27 @@ def verify(
 
 def is_at_work(out: str) -> bool:
     """Tell whether a run holds the archive now."""
-    return bool(at_work(Path(out) / PRIVATE))
+    return bool(tree_at(out).at_work())
+
+
+class _CheckImages(Protocol):
+    def __call__(
+        self,
+        identity: Identity,
+        sample: Sample | None,
+        *,
+        told: Callable[[Checked], None],
+        take: Take | None,
+    ) -> None: ...
+
+
+def _checked_images(tree: Tree, processes: int) -> _CheckImages:
+    """Return what checks all but the journals, where the archive lies."""
+    if isinstance(tree, LocalTree):
+        return partial(check_disk, tree.root, processes)
+    from bulkfetch.archive.store_tree import StoreTree  # noqa: PLC0415  an extra
+    from bulkfetch.verification.bucket import check_bucket  # noqa: PLC0415
+
+    if not isinstance(tree, StoreTree):
+        raise TypeError("an archive lies on a disk or in an object store")
+    return partial(check_bucket, tree.store, 1 if processes == 1 else _THREADS)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from bulkfetch.archive import files
 from bulkfetch.archive.parts import PRIVATE_PART
+from bulkfetch.archive.segments import whole_name
 from bulkfetch.chain import JOURNAL, RUN_ID
 from bulkfetch.errors import PathRefusedError
 from bulkfetch.paths import PRIVATE
@@ -23,12 +24,13 @@ class _Room:
     rooms: Mapping[re.Pattern[str], _Room | None] = field(default_factory=dict)
 
 
+_NOT_OURS = "bulkfetch makes nothing like it here"
 _OWNER = "(?:-[0-9]+-of-[0-9]+)?"
 _RUN = _Room(
     re.compile(rf"{JOURNAL.pattern}|summary\.json|failures\.csv|progress\.json"),
 )
 _BESIDE = _Room(
-    re.compile(rf"archive\.json|lock{_OWNER}|holder{_OWNER}\.(?:json|new)"),
+    re.compile(rf"archive\.json|lock{_OWNER}|lease{_OWNER}\.json|holder{_OWNER}\.(?:json|new)"),
     {
         re.compile("runs"): _Room(re.compile("(?!)"), {RUN_ID: _RUN}),
         re.compile("parts"): _Room(re.compile(r"[0-9a-f]{32}\.json")),
@@ -45,6 +47,20 @@ def check_beside(root: int) -> Checked:
     checked = Checked()
     _check(root, PRIVATE, PRIVATE, _BESIDE, checked)
     return checked
+
+
+def check_name(path: str, checked: Checked) -> None:
+    """Name an object below `.bulkfetch` in an object store, if it is not bulkfetch's."""
+    room: _Room | None = _BESIDE
+    *above, name = path.split("/")[1:]
+    for directory in above:
+        rooms = room.rooms if room else {}
+        known = [below for pattern, below in rooms.items() if pattern.fullmatch(directory)]
+        if known == [None]:
+            return
+        room = known[0] if known else None
+    if room is None or not room.files.fullmatch(whole_name(name)):
+        checked.find(Kind.stray, path, _NOT_OURS)
 
 
 def _check(parent: int, name: str, path: str, room: _Room, checked: Checked) -> None:
@@ -70,8 +86,8 @@ def _check_entry(
         if known[0]:
             _check(directory, entry.name, path, known[0], checked)
     elif not entry.is_file(follow_symlinks=False) or known:
-        checked.find(Kind.stray, path, "bulkfetch makes nothing like it here")
+        checked.find(Kind.stray, path, _NOT_OURS)
     elif PRIVATE_PART.fullmatch(entry.name):
         checked.find(Kind.part, path, "left half-made")
-    elif not room.files.fullmatch(entry.name):
-        checked.find(Kind.stray, path, "bulkfetch makes nothing like it here")
+    elif not room.files.fullmatch(whole_name(entry.name)):
+        checked.find(Kind.stray, path, _NOT_OURS)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import partial
+from io import BytesIO
 
 from pydantic import ValidationError
 
@@ -18,6 +17,7 @@ from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
 from bulkfetch.models import FileInfo, ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place, place_of
+from bulkfetch.verification.directory import Directory, LocalDirectory
 from bulkfetch.verification.findings import Checked, Kind, Sample, Taken, key_of
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 from bulkfetch.words import counted
@@ -42,18 +42,32 @@ def check_leaf(
         checked.find(Kind.unreadable, path, _reason(error))
         return checked
     try:
-        _Leaf(directory, path, identity, sample, checked, take=take).check()
-    except OSError as error:
-        checked.find(Kind.unreadable, path, _reason(error))
+        check_directory(LocalDirectory(directory), path, identity, sample, checked, take=take)
     finally:
         os.close(directory)
     return checked
 
 
+def check_directory(
+    directory: Directory,
+    path: str,
+    identity: Identity,
+    sample: Sample | None,
+    checked: Checked,
+    *,
+    take: Take | None = None,
+) -> None:
+    """Check a directory, by its path below the archive, wherever it lies."""
+    try:
+        _Leaf(directory, path, identity, sample, checked, take=take).check()
+    except OSError as error:
+        checked.find(Kind.unreadable, path, _reason(error))
+
+
 class _Leaf:
     def __init__(
         self,
-        directory: int,
+        directory: Directory,
         path: str,
         identity: Identity,
         sample: Sample | None,
@@ -74,23 +88,22 @@ class _Leaf:
     def check(self) -> None:
         revisions: defaultdict[str, set[int]] = defaultdict(set)
         images: set[str] = set()
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                found = _SIDECAR.fullmatch(entry.name)
-                if entry.is_symlink():
-                    self._find_odd(Kind.link, entry.name, "a symbolic link")
-                elif not entry.is_file(follow_symlinks=False):
-                    self._find_odd(Kind.stray, entry.name, "no file")
-                elif _PART.fullmatch(entry.name):
-                    self._find(Kind.part, entry.name, "left half-made")
-                elif not found:
-                    images.add(entry.name)
-                if found:
-                    revisions[found["stem"]].add(int(found["revision"] or 1))
+        for name, odd in self._directory.entries():
+            found = _SIDECAR.fullmatch(name)
+            if odd:
+                self._odd.add(name)
+                self._find(odd[0], name, odd[1])
+            elif _PART.fullmatch(name):
+                self._find(Kind.part, name, "left half-made")
+            elif not found:
+                images.add(name)
+            if found:
+                revisions[found["stem"]].add(int(found["revision"] or 1))
         for stem, numbers in revisions.items():
             images.discard(self._check_image(Place(self._path, stem), numbers, images) or "")
+        unclear = [Place(self._path, stem) for stem in self._unclear]
         for name in sorted(images):
-            if name.rpartition(".")[0] not in self._unclear:
+            if not any(place.owns(name) for place in unclear):
                 self._find(Kind.stray, name, "no sidecar names it")
 
     def _check_image(self, here: Place, revisions: set[int], images: set[str]) -> str | None:
@@ -119,7 +132,7 @@ class _Leaf:
         if not held:
             return None
         problem = None
-        if held[-1].path.rpartition(".")[0] != here.stem or "/" in held[-1].path:
+        if not here.owns(held[-1].path):
             problem = "it names a file that is not its own"
         elif any(other != held[-1] for other in held):
             problem = "its sidecars name different files"
@@ -147,15 +160,14 @@ class _Leaf:
 
     def _read(self, name: str) -> tuple[Sidecar, ImageRecord] | None:
         try:
-            with files.opened(name, self._directory) as descriptor:
-                raw = files.read_to_end(descriptor)
+            with self._directory.opened(name, ()) as source:
+                raw = source.rest()
                 state = parse_sidecar(raw)
                 record = ImageRecord.model_validate(state.record)
                 digest = hashlib.sha256(raw).digest()
                 self._checked.digests.append((key_of(f"{self._path}/{name}"), digest))
                 if self._take:
-                    source = Source(os.fstat(descriptor), io.BytesIO(raw).read)
-                    self._hand_on(name, source, state.patient_id)
+                    self._hand_on(name, Source(source.state, BytesIO(raw).read), state.patient_id)
         except FoundError as error:
             self._find(error.kind, name, str(error))
         except ArchiveMismatchError as error:
@@ -201,17 +213,14 @@ class _Leaf:
         return None
 
     def _check_bytes(self, name: str, size: int, sha256: str) -> None:
-        with files.opened(name, self._directory) as descriptor:
-            state = os.fstat(descriptor)
-            if state.st_size != size:
-                self._find(
-                    Kind.changed, name, f"it has {counted(state.st_size, 'byte')}, not {size:,}"
-                )
+        algorithms = ALGORITHMS if self._take else ALGORITHMS[:1]
+        with self._directory.opened(name, algorithms) as source:
+            found = source.state.st_size
+            if found != size:
+                self._find(Kind.changed, name, f"it has {counted(found, 'byte')}, not {size:,}")
                 return
             if self._sample is not None and not is_in(self._sample, f"{self._path}/{name}"):
                 return
-            algorithms = ALGORITHMS if self._take else ALGORITHMS[:1]
-            source = Source(state, partial(os.read, descriptor), algorithms)
             self._hand_on(name, source)
         self._checked.hashed += 1
         self._checked.bytes += size
@@ -224,13 +233,9 @@ class _Leaf:
             source.drain()
             return
         path = f"{self._path}/{name}"
-        self._take(self._directory, path, source)
+        self._take(self._directory.descriptor, path, source)
         taken = Taken(path, source.state.st_size, source.digests(), patient_id)
         self._checked.taken.append(taken)
-
-    def _find_odd(self, kind: Kind, name: str, detail: str) -> None:
-        self._odd.add(name)
-        self._find(kind, name, detail)
 
     def _find(self, kind: Kind, name: str, detail: str) -> None:
         self._checked.find(kind, f"{self._path}/{name}", detail)

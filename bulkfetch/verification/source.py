@@ -60,6 +60,14 @@ class Source:
             digest.update(data)
         return data
 
+    def rest(self) -> bytes:
+        """Return what is left.
+
+        Raises:
+            FoundError: as `read` does.
+        """
+        return self.read(self._left)
+
     def drain(self) -> None:
         """Read what is left."""
         while self._left:

@@ -18,6 +18,8 @@ from pathlib import Path
 from bulkfetch.archive import Identity, files
 from bulkfetch.errors import PathRefusedError, ProcessDiedError
 from bulkfetch.paths import PRIVATE, parse_template
+from bulkfetch.verification.beside import check_beside
+from bulkfetch.verification.exposure import check_exposure
 from bulkfetch.verification.findings import Checked, Kind, Sample
 from bulkfetch.verification.leaf import check_leaf
 from bulkfetch.verification.source import Take
@@ -27,16 +29,16 @@ _TOGETHER = 64
 _AHEAD = 4
 
 
-def check_images(
+def check_disk(
     root: Path,
+    processes: int,
     identity: Identity,
     sample: Sample | None,
-    processes: int,
-    told: Callable[[Checked], None],
     *,
-    take: Take | None = None,
+    told: Callable[[Checked], None],
+    take: Take | None,
 ) -> None:
-    """Check every image of an archive; `told` gets what is found, some hundred images at a time.
+    """Check every image of an archive and what lies beside them, some hundred images at a time.
 
     `take` is called in whichever process reads a file, and can be sent to one.
     """
@@ -62,6 +64,8 @@ def check_images(
             for future in waiting:
                 told(future.result())
         told(elsewhere)
+        told(check_beside(descriptor))
+        told(check_exposure(descriptor))
 
 
 def _start_method() -> multiprocessing.context.BaseContext:
