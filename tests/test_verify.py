@@ -38,6 +38,7 @@ from tests.damage import (
     an_image,
     cut_the_sidecar,
     drop_a_patients_line,
+    first_journal,
     flip_a_bit,
     last_journal,
     lose_both,
@@ -501,9 +502,15 @@ def test_a_report_counts_images_and_those_no_longer_listed(serve: Serve, tmp_pat
 
 def test_hostile_names_and_journals_move_no_cursor_and_lead_nowhere(made: Made) -> None:
     (an_image(made.archive).parent / "\x1b[2J\nok: all is well").touch()
+    first = first_journal(made.archive)
+    started, *others = first.read_text("utf-8").splitlines(keepends=True)
+    heads = {"/etc": {"passwd": "a"}, "..\0": {"\x1b[2Jx": "b"}, "a/../..": {"/x\nok:": "c"}}
+    started = json.dumps(json.loads(started) | {"heads": heads}) + "\n"
+    first.write_text("".join([started, *others]), encoding="utf-8")
     line = {"event": "image", "outcome": "downloaded", "image_id": "\ud800", "version": 1}
     with last_journal(made.archive).open("a", encoding="utf-8") as file:
         file.write(json.dumps({**line, "directory": "../../../etc\0"}) + "\n")
+        file.write(json.dumps({**line, "image_id": "i", "at": "x", "directory": "../etc\0"}) + "\n")
         file.write('{"event": "patient", "state": ["x"], "at": 1}\n[]\n' + "[" * 100_000 + "\n")
     result = bulkfetch("verify", made.archive)
     assert result.status == 1

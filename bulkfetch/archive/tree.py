@@ -135,6 +135,7 @@ def read(tree: Tree, path: str, at_most: int) -> bytes:
 def is_there(tree: Tree, path: str) -> bool:
     """Tell whether anything lies at a path, as far as that can be read."""
     directory, _, name = path.rpartition("/")
-    with suppress(OSError):
+    # A journal may name anything, and a path with a NUL is a value that cannot be.
+    with suppress(OSError, ValueError):
         return name in tree.names(directory)
     return False
