@@ -349,7 +349,7 @@ def test_verify_reads_a_bucket_and_names_what_is_wrong_in_it(
     out = f"{either.url}/export"
     sound = bulkfetch("verify", out, "--manifest", manifest, "--json")
     assert sound.status == 0, sound.out + sound.err
-    told = json.loads(sound.out.splitlines()[-1])
+    told = json.loads(sound.out.splitlines()[-1])["report"]
     contents = either.contents()
     held = [(path, s, data) for path, s, data in images(contents) if data is not None]
     assert told["hashed"] == len(held)
@@ -376,7 +376,8 @@ def test_verify_reads_a_bucket_and_names_what_is_wrong_in_it(
     remove(either, segments[0])
     found = bulkfetch("verify", out, "--json")
     assert found.status == 1
-    kinds = [json.loads(line)["kind"] for line in found.out.splitlines()[:-1]]
+    told = [json.loads(line) for line in found.out.splitlines()]
+    kinds = [line["finding"]["kind"] for line in told if "finding" in line]
     assert {"missing", "changed", "torn", "stray"} <= set(kinds)
     assert {"chain", "journal"} & set(kinds)
 
@@ -389,6 +390,7 @@ def test_a_copy_of_a_bucket_on_a_disk_is_the_same_archive(
         there = tmp_path / path
         there.parent.mkdir(parents=True, exist_ok=True)
         there.write_bytes(data)
+    (tmp_path / "export").chmod(0o700)
     sound = bulkfetch("verify", tmp_path / "export", "--manifest", manifest)
     assert sound.status == 0, sound.err
     again = download(simulator, manifest, tmp_path / "export")
