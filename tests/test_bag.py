@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from bulkfetch.archive.lock import hold_still
+from bulkfetch.archive.tree import LocalTree
 from bulkfetch.bag import Opening, as_tar, as_zip, in_directory, make_bag
 from bulkfetch.bag.contents import encoded
 from bulkfetch.errors import ConfigurationError, DestinationError
@@ -446,14 +447,14 @@ def test_while_a_bag_is_made_no_run_begins_and_another_bag_may_be(
 
 
 def test_two_bags_of_one_name_are_not_made_at_once(archive: Path, there: Path) -> None:
-    with in_directory(str(there / "bag"), archive, copy=False) as target:
+    with in_directory(str(there / "bag"), LocalTree(archive), copy=False) as target:
         before = state(there)
         result = bag(archive, "--to=bag", there)
         assert result.status == 4
         assert "another process is making this bag" in result.err
         assert state(there) == before
         target.commit()
-    with as_tar(str(there / "bag.tar"), archive):
+    with as_tar(str(there / "bag.tar"), LocalTree(archive)):
         result = bag(archive, "--tar=bag.tar", there)
         assert result.status == 4
         assert "another process is writing bag.tar" in result.err
@@ -461,12 +462,12 @@ def test_two_bags_of_one_name_are_not_made_at_once(archive: Path, there: Path) -
 
 
 def test_a_bag_never_takes_the_name_of_what_came_meanwhile(archive: Path, there: Path) -> None:
-    with as_zip(str(there / "bag.zip"), archive) as target:
+    with as_zip(str(there / "bag.zip"), LocalTree(archive)) as target:
         (there / "bag.zip").write_bytes(b"mine")
         with pytest.raises(ConfigurationError, match="is there already"):
             target.commit()
     assert (there / "bag.zip").read_bytes() == b"mine"
-    with in_directory(str(there / "bag"), archive, copy=False) as other:
+    with in_directory(str(there / "bag"), LocalTree(archive), copy=False) as other:
         (there / "bag").mkdir()
         (there / "bag" / "mine").touch()
         with pytest.raises(DestinationError, match="not empty"):
@@ -676,7 +677,7 @@ def test_another_file_in_a_files_place_is_not_linked(archive: Path, there: Path)
     image = next(path for path in archive.glob("[!.]*/*") if path.suffix == ".jpg")
     name = image.relative_to(archive).as_posix()
     with (
-        in_directory(str(there / "bag"), archive, copy=False) as target,
+        in_directory(str(there / "bag"), LocalTree(archive), copy=False) as target,
         image.open("rb") as file,
     ):
         source = Source(os.fstat(file.fileno()), file.read)

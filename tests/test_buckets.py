@@ -35,6 +35,7 @@ from tests.stores import (
     lose,
     refuse,
 )
+from tests.test_bag import validate
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -397,3 +398,88 @@ def test_a_copy_of_a_bucket_on_a_disk_is_the_same_archive(
     assert again.status == 0, again.err
     assert again.summary["images"]["downloaded"] == 0
     assert bulkfetch("verify", tmp_path / "export").status == 0
+
+
+def test_a_bag_is_made_of_a_bucket(
+    simulator: Simulator, manifest: Path, either: Bucket, tmp_path: Path
+) -> None:
+    run(simulator, manifest, either)
+    out = f"{either.url}/export"
+    linked = bulkfetch("bag", out, "--to", tmp_path / "linked")
+    assert linked.status == 2
+    assert "--copy" in linked.err
+    assert not (tmp_path / "linked").exists()
+    copied = bulkfetch("bag", out, "--to", tmp_path / "bag", "--copy")
+    assert copied.status == 0, copied.err
+    validate(tmp_path / "bag")
+    tar = bulkfetch("bag", out, "--tar", tmp_path / "bag.tar")
+    assert tar.status == 0, tar.err
+    (tmp_path / "out").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "bag.tar", "-C", tmp_path / "out"], check=True)
+    validate(tmp_path / "out" / "bag")
+    journals = [*(tmp_path / "bag" / "bulkfetch").rglob("*.jsonl")]
+    assert {path.name for path in journals} == {"journal.jsonl"}
+
+
+def test_a_store_that_overwrites_is_refused(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    s3_bucket.proxy.strike(r"^PUT .*lease\.json", lose, skip=1)
+    result = run(simulator, manifest, s3_bucket)
+    assert result.status == 4
+    assert "If-None-Match" in result.err
+
+
+def test_doctor_examines_a_bucket(simulator: Simulator, manifest: Path, either: Bucket) -> None:
+    out = f"{either.url}/export"
+    environment = credentials(simulator)
+    before = bulkfetch("doctor", "--out", out, environment=environment)
+    assert before.status == 0, before.err
+    assert not either.contents()
+    run(simulator, manifest, either)
+    contents = either.contents()
+    after = bulkfetch("doctor", "--out", out, environment=environment)
+    assert after.status == 0, after.err
+    assert "an archive is there" in after.err
+    assert either.contents() == contents
+    either.proxy.strike("^PUT ", refuse(403, "AccessDenied"), times=100)
+    refused = bulkfetch("doctor", "--out", out, environment=environment)
+    assert refused.status == 1
+    assert "AccessDenied" in refused.err
+
+
+def test_several_processes_write_into_one_bucket(
+    serve: Serve, either: Bucket, tmp_path: Path
+) -> None:
+    simulator = serve(patients=40)
+    manifest = write_manifest(tmp_path / "many.csv", list(simulator.patient_ids()))
+    result = run(simulator, manifest, either, "--processes", "2")
+    assert result.status == 0, result.err
+    journals = {path.rpartition("/")[2] for path in either.contents() if "/journal" in path}
+    assert {"journal.000001.jsonl", "journal-2.000001.jsonl"} <= journals
+    assert bulkfetch("verify", f"{either.url}/export", "--manifest", manifest).status == 0
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_killed_run_goes_on_and_the_bucket_verifies(
+    serve: Serve, s3_bucket: Bucket, tmp_path: Path, processes: str
+) -> None:
+    simulator = serve(patients=60, storage_latency_s=0.05)
+    manifest = write_manifest(tmp_path / "many.csv", list(simulator.patient_ids()))
+    out = f"{s3_bucket.url}/export"
+    arguments: list[str | Path] = [
+        "download", manifest, "--out", out, "--progress=none", "--processes", processes
+    ]  # fmt: skip
+    for images_there in (3, 20, 60):
+        with start_bulkfetch(arguments, credentials(simulator)) as killed:
+            while (
+                killed.poll() is None and s3_bucket.proxy.count(r"^PUT .*\.v1\.json") < images_there
+            ):
+                time.sleep(0.02)
+            killed.kill()
+            killed.communicate()
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    checked = bulkfetch("verify", out, "--manifest", manifest)
+    assert checked.status == 0, checked.err
+    assert not s3_bucket.unfinished_uploads()

@@ -623,7 +623,7 @@ async def test_the_file_that_tries_a_directory_is_gone_also_when_interrupted(
         rename(directory, old, new)
 
     monkeypatch.setattr(files, "rename", rename_later)
-    destination = machine.Destination(str(tmp_path), Settings(out=str(tmp_path)))
+    destination = machine.Directory(str(tmp_path), Settings(out=str(tmp_path)))
     trying = asyncio.create_task(destination._writing())
     assert await asyncio.to_thread(is_there.wait, 60)
     (probe,) = everything(tmp_path)

@@ -110,7 +110,8 @@ class Hold:
     def give_back(self) -> None:
         """Let go of it, if it is still this run's."""
         self._is_over.set()
-        self._thread.join(_GIVE_UP_S)
+        if self._thread.is_alive():
+            self._thread.join(_GIVE_UP_S)
         with suppress(OSError):
             if not self._is_lost and self._store.get(self._path)[1].etag == self._version.etag:
                 self._store.delete(self._path)
@@ -161,6 +162,12 @@ def hold(
     with named(store.url), ExitStack() as stack:
         holding = Hold(store, path, lease, _taken(store, path, lease, waiting))
         stack.callback(holding.give_back)
+        with suppress(FileExistsError):
+            store.put(path, b"")
+            raise DestinationError(
+                f"{store.url} overwrites what is only to be put where there is nothing: use a "
+                "store that heeds If-None-Match, as S3 does"
+            )
         holding.start()
         for other in _paths(store):
             if other == path or (shard and _is_of(other, shard.shares)):

@@ -42,8 +42,8 @@ def whole_name(name: str) -> str:
 
 def segments_of(name: str, names: Sequence[str]) -> list[str]:
     """Return those of some names that are a file's segments, in order."""
-    found = {int(match["number"]): n for n in names if (match := _SEGMENT.fullmatch(n))}
-    return [found[number] for number in sorted(found) if whole_name(found[number]) == name]
+    found = [(int(match["number"]), n) for n in names if (match := _SEGMENT.fullmatch(n))]
+    return [n for _, n in sorted(found) if whole_name(n) == name]
 
 
 def joined(parts: Sequence[Part]) -> BinaryIO:

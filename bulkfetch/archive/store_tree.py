@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import BinaryIO
 
 from bulkfetch.archive.lease import leases
 from bulkfetch.archive.segments import Part, joined, segments_of, whole_name
+from bulkfetch.errors import DestinationError
 from bulkfetch.models import Shard
 from bulkfetch.stores.store import Object, Store
 
@@ -49,6 +51,15 @@ class StoreTree:
 
     def flush(self, path: str) -> None:
         """See `Tree.flush`: what can be read of an object store is there to stay."""
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """See `Tree.still`: one that begins meanwhile adds to it, and changes nothing."""
+        if at_work := self.at_work():
+            raise DestinationError(
+                f"{self.name} is held by another run ({', '.join(at_work)}): wait for it to end"
+            )
+        yield
 
     def at_work(self) -> Mapping[str, Shard | None]:
         """See `Tree.at_work`."""

@@ -9,12 +9,12 @@ import errno
 import os
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from bulkfetch.archive import files
-from bulkfetch.archive.lock import at_work
+from bulkfetch.archive.lock import at_work, hold_still
 from bulkfetch.archive.segments import Part, joined, segments_of, whole_name
 from bulkfetch.errors import PathRefusedError
 from bulkfetch.models import Shard
@@ -44,6 +44,13 @@ class Tree(Protocol):
 
     def flush(self, path: str) -> None:
         """See that what can be read of a file is there after a power cut, too."""
+
+    def still(self) -> AbstractContextManager[None]:
+        """Let no run begin until the context ends, as far as that can be done by reading.
+
+        Raises:
+            DestinationError: a run is at work.
+        """
 
     def at_work(self) -> Mapping[str, Shard | None]:
         """Return the runs at work, as far as can be seen without locks, each with its shard.
@@ -96,6 +103,10 @@ class LocalTree:
         """See `Tree.flush`."""
         with self.open(path) as file:
             os.fsync(file.fileno())
+
+    def still(self) -> AbstractContextManager[None]:
+        """See `Tree.still`."""
+        return hold_still(self.root / PRIVATE)
 
     def at_work(self) -> Mapping[str, Shard | None]:
         """See `Tree.at_work`."""

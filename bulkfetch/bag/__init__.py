@@ -12,19 +12,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
-from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import BaseModel
 
-from bulkfetch.archive import files, tree_at
-from bulkfetch.archive.identity import archive_at
-from bulkfetch.archive.lock import hold_still
+from bulkfetch.archive import Tree, files, tree_at
+from bulkfetch.archive.identity import IDENTITY_PATH, archive_at
 from bulkfetch.bag.contents import Contents
 from bulkfetch.bag.directory import in_directory
 from bulkfetch.bag.info import Label, bag_info, parse_label
 from bulkfetch.bag.streams import STANDARD_OUTPUT, as_tar, as_zip
 from bulkfetch.bag.target import Target
+from bulkfetch.chain import RUNS, runs_of
 from bulkfetch.errors import DestinationError
 from bulkfetch.paths import PRIVATE
 from bulkfetch.verification import (
@@ -34,6 +33,7 @@ from bulkfetch.verification import (
     Report,
     Source,
     Taken,
+    state_of,
     verify,
 )
 
@@ -54,7 +54,7 @@ TAG_DIRECTORY = "bulkfetch"
 _DECLARATION = ("BagIt-Version: 1.0", "Tag-File-Character-Encoding: UTF-8")
 
 
-Opening = Callable[[Path], AbstractContextManager[Target]]
+Opening = Callable[[Tree], AbstractContextManager[Target]]
 """Makes room for a bag, given the archive it is of."""
 
 
@@ -86,7 +86,8 @@ def make_bag(
     """Make a bag of an archive that verifies; of one that does not, none, and `found` says why.
 
     Args:
-        out: the archive's directory; it may be mounted read-only. No run begins there meanwhile.
+        out: the archive's directory, which may be mounted read-only, or its URL. No run begins in a
+            directory meanwhile.
         opening: `in_directory`, `as_tar` or `as_zip`, and where; it is given the archive.
         info: what `bag-info.txt` is to say besides what is known.
         processes: how many read side by side; 1 for a bag that is one stream.
@@ -98,11 +99,11 @@ def make_bag(
     """
     began = time.monotonic()
     with files.named(out):
-        identity = archive_at(tree_at(out))
-        root = Path(out).resolve()
+        tree = tree_at(out)
+        identity = archive_at(tree)
     with ExitStack() as stack:
-        stack.enter_context(hold_still(root / PRIVATE))
-        target = stack.enter_context(opening(root))
+        stack.enter_context(tree.still())
+        target = stack.enter_context(opening(tree))
         contents = stack.enter_context(Contents())
         verified = verify(
             out,
@@ -115,10 +116,13 @@ def make_bag(
         if not verified.ok:
             return BagReport(bag=None, seconds=time.monotonic() - began, verification=verified)
 
-        for path in _records(root / PRIVATE):
-            contents.add_tag(_put_record(target, root / PRIVATE, path))
+        with files.named(tree.name):
+            runs = runs_of(tree)
+            records = list(_records(tree, runs))
+        for path in records:
+            contents.add_tag(_put_record(target, tree, path))
         texts: dict[str, Iterable[str]] = {
-            "bag-info.txt": bag_info(info, identity, verified, contents),
+            "bag-info.txt": bag_info(info, identity, runs, verified, contents),
             **{f"manifest-{a}.txt": contents.manifest(a, is_payload=True) for a in ALGORITHMS},
             "bagit.txt": _DECLARATION,
         }
@@ -141,29 +145,30 @@ def make_bag(
         )
 
 
-def _records(private: Path) -> Iterator[str]:
+def _records(tree: Tree, runs: Sequence[str]) -> Iterator[str]:
     """Yield what an archive says of itself, but for what is a run's while it goes on."""
-    yield "archive.json"
-    for directory, below, names in os.walk(private / "runs", onerror=_raise):
-        below.sort()
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield str((Path(directory) / name).relative_to(private))
+    yield IDENTITY_PATH
+    for run_id in runs:
+        names = (name for name in tree.names(f"{RUNS}/{run_id}") if not name.startswith("."))
+        yield from (f"{RUNS}/{run_id}/{name}" for name in names)
 
 
-def _raise(error: OSError) -> None:
-    # Where there was no run yet, there is nothing to tell.
-    if not isinstance(error, FileNotFoundError):
-        raise files.destination_error(error, "the archive")
-
-
-def _put_record(target: Target, private: Path, path: str) -> Taken:
+def _put_record(target: Target, tree: Tree, path: str) -> Taken:
     with ExitStack() as stack:
-        with files.named(str(private / path)):
-            directory = stack.enter_context(files.descriptor(private))
-            descriptor = stack.enter_context(files.opened(path, directory))
-            source = Source(os.fstat(descriptor), partial(os.read, descriptor))
-        return _put(target, f"{TAG_DIRECTORY}/{path}", source)
+        with files.named(f"{tree.name}/{path}"):
+            file = stack.enter_context(tree.open(path))
+            source = Source(_state_of(file), file.read)
+        return _put(target, f"{TAG_DIRECTORY}/{path.removeprefix(f'{PRIVATE}/')}", source)
+
+
+def _state_of(file: BinaryIO) -> os.stat_result:
+    try:
+        return os.fstat(file.fileno())
+    except OSError:
+        # It is no file of this machine.
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        return state_of(size, time.time())
 
 
 def _put_lines(target: Target, path: str, lines: Iterable[str]) -> Taken:

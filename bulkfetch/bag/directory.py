@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from bulkfetch.archive import files
+from bulkfetch.archive import Tree, files
 from bulkfetch.bag.target import outside
 from bulkfetch.errors import ConfigurationError, DestinationError
 from bulkfetch.verification import FoundError, Kind, Source
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def in_directory(to: str, archive: Path, *, copy: bool) -> Iterator[DirectoryTarget]:
+def in_directory(to: str, archive: Tree, *, copy: bool) -> Iterator[DirectoryTarget]:
     """Make a bag in a directory that is not there yet, or empty.
 
     It grows beside it under another name; what a killed command left under that is removed.
@@ -110,6 +110,8 @@ class DirectoryTarget:
                 os.close(descriptor)
 
     def _link(self, directory: int, path: str, source: Source) -> None:
+        if directory < 0:
+            raise ConfigurationError("what is in an object store cannot be linked to: give --copy")
         name, there = path.rpartition("/")[2], self.part / "data" / path
         try:
             _below_its_directories(

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from bulkfetch._version import __version__
 from bulkfetch.archive import Identity
 from bulkfetch.bag.contents import Contents
 from bulkfetch.logs import plain
-from bulkfetch.paths import PRIVATE
 from bulkfetch.progress import size_text
 from bulkfetch.verification import Report
 from bulkfetch.words import counted
@@ -51,7 +49,11 @@ def parse_label(text: str) -> Label:
 
 
 def bag_info(
-    given: Sequence[Label], identity: Identity, verified: Report, contents: Contents
+    given: Sequence[Label],
+    identity: Identity,
+    runs: Sequence[str],
+    verified: Report,
+    contents: Contents,
 ) -> Iterator[str]:
     """Yield the lines: what was given, then what is true of the bag and of the archive."""
     payload, tags = contents.sums(is_payload=True), contents.sums(is_payload=False)
@@ -74,7 +76,6 @@ def bag_info(
         Label(f"{_OURS}Patients", f"{patients}"),
         Label(f"{_OURS}Runs", f"{verified.runs}"),
     ]
-    runs = sorted(path.name for path in (Path(verified.archive) / PRIVATE / "runs").glob("*"))
     if runs:
         labels.append(Label(f"{_OURS}First-Run", _run(runs[0])))
         labels.append(Label(f"{_OURS}Last-Run", _run(runs[-1])))

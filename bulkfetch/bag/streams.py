@@ -15,10 +15,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, BinaryIO
 
-from bulkfetch.archive import files
+from bulkfetch.archive import Tree, files
 from bulkfetch.bag.target import outside
 from bulkfetch.errors import ConfigurationError, DestinationError
 from bulkfetch.verification import Source
@@ -33,7 +33,7 @@ _GZIP = 31
 
 
 @contextmanager
-def as_tar(to: str, archive: Path) -> Iterator[StreamTarget]:
+def as_tar(to: str, archive: Tree) -> Iterator[StreamTarget]:
     """Make a bag in a new tar file, compressed if its ending says so; `-` is standard output.
 
     Raises:
@@ -44,7 +44,7 @@ def as_tar(to: str, archive: Path) -> Iterator[StreamTarget]:
         if os.isatty(1):
             raise ConfigurationError("a bag cannot be shown: send it to a pipe, or name a file")
         with _closing(os.fdopen(1, "wb", closefd=False)) as file:
-            yield _TarTarget("standard output", archive.name, file, file.flush)
+            yield _TarTarget("standard output", archive.name.rpartition("/")[2], file, file.flush)
         return
     with _new_file(to, archive, "--tar", TAR_ENDINGS) as (file, top, publish):
         is_compressed = not to.endswith(".tar")
@@ -52,7 +52,7 @@ def as_tar(to: str, archive: Path) -> Iterator[StreamTarget]:
 
 
 @contextmanager
-def as_zip(to: str, archive: Path) -> Iterator[StreamTarget]:
+def as_zip(to: str, archive: Tree) -> Iterator[StreamTarget]:
     """Make a bag in a new ZIP file, without compression: images are compressed already.
 
     Raises:
@@ -225,7 +225,7 @@ class _Entries(list[zipfile.ZipInfo]):
 
 @contextmanager
 def _new_file(
-    to: str, archive: Path, option: str, endings: tuple[str, ...]
+    to: str, archive: Tree, option: str, endings: tuple[str, ...]
 ) -> Iterator[tuple[BinaryIO, str, Callable[[], None]]]:
     """Open a file beside its name; yield it, that name without its ending, and what gives it that.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from bulkfetch.archive import files
+from bulkfetch.archive import Tree, files
+from bulkfetch.archive.tree import LocalTree
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.verification import Source
 
@@ -31,7 +32,7 @@ class Target(Protocol):
         """Give the whole bag its name, and see that it is on the disk."""
 
 
-def outside(to: str, archive: Path, option: str) -> Path:
+def outside(to: str, archive: Tree, option: str) -> Path:
     """Return where a bag is to be.
 
     Raises:
@@ -39,7 +40,7 @@ def outside(to: str, archive: Path, option: str) -> Path:
         DestinationError: the directory in which it would be is not there.
     """
     path = Path(to).resolve()
-    if path.is_relative_to(archive):
+    if isinstance(archive, LocalTree) and path.is_relative_to(archive.root):
         raise ConfigurationError(
             f"{to} is in the archive, which a bag cannot be a part of: name another with {option}"
         )

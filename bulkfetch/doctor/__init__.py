@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from bulkfetch.doctor.bucket import Bucket
 from bulkfetch.doctor.checks import Check, Checks, SkippedError, State
-from bulkfetch.doctor.machine import Destination, check_open_files
+from bulkfetch.doctor.machine import Directory, check_open_files
 from bulkfetch.doctor.network import Network
 from bulkfetch.doctor.setup import BY_DEFAULT, Setting, Setup, set_up
 from bulkfetch.settings import Settings
+from bulkfetch.stores import file_path, is_url
 
 __all__ = ["BY_DEFAULT", "Check", "Setting", "Setup", "State", "Sums", "examine", "set_up"]
 
@@ -43,7 +45,7 @@ async def examine(
     not need it go on. Nothing is raised.
 
     Args:
-        out: the archive; None to leave the destination out.
+        out: the archive, or its URL; None to leave the destination out.
         patient: whose images to ask for; by default those of one whom the API lists.
         clock: gives seconds since 1970.
     """
@@ -56,7 +58,8 @@ async def examine(
     if out is None:
         await checks("destination", _no_destination)
     else:
-        await Destination(out, settings).check(
+        kind = Bucket if is_url(file_path(out)) else Directory
+        await kind(file_path(out), settings).check(
             checks, tells_where=setup.tells_where, organization_id=network.organization_id
         )
     await check_open_files(checks, settings)

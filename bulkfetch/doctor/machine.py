@@ -40,7 +40,7 @@ _SUMMARIES_READ_AT_MOST = 20
 _ENDS_WITHIN_S = 5.0
 
 
-class Destination:
+class Directory:
     """The checks of a directory that is, or is to be, an archive; they leave nothing behind."""
 
     def __init__(self, out: str, settings: Settings) -> None:

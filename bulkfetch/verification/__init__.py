@@ -28,7 +28,7 @@ from bulkfetch.verification.findings import (
     Taken,
 )
 from bulkfetch.verification.journals import Journals, LastWord, reconcile
-from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
+from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take, state_of
 from bulkfetch.verification.walk import check_disk
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Take",
     "Taken",
     "is_at_work",
+    "state_of",
     "verify",
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from bulkfetch.archive import files
 from bulkfetch.archive.segments import Part, joined
 from bulkfetch.verification.findings import Kind
-from bulkfetch.verification.source import Source
+from bulkfetch.verification.source import Source, state_of
 
 if TYPE_CHECKING:
     # An extra.
@@ -85,8 +84,7 @@ class StoreDirectory:
     def opened(self, name: str, algorithms: Sequence[str]) -> Iterator[Source]:
         """See `Directory.opened`; nothing is asked for before it is read."""
         found = self._found[name]
-        at = found.modified_at.timestamp()
-        facts = (stat.S_IFREG | files.FILE_MODE, 0, 0, 1, 0, 0, found.size, at, at, at)
+        state = state_of(found.size, found.modified_at.timestamp())
         part = Part(found.size, partial(self._store.range, found.path))
         with joined([part]) as file:
-            yield Source(os.stat_result(facts), file.read, algorithms)
+            yield Source(state, file.read, algorithms)

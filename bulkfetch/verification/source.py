@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Sequence
 
+from bulkfetch.archive import files
 from bulkfetch.verification.findings import Kind
 
 # Of what is taken; the first is that of sidecars.
@@ -76,6 +78,14 @@ class Source:
     def digests(self) -> tuple[bytes, ...]:
         """Return those of what was read, in the algorithms' order."""
         return tuple(digest.digest() for digest in self._digests)
+
+
+def state_of(size: int, modified_at: float) -> os.stat_result:
+    """Return what a system would say of a file that is in no file system; the time is Unix time."""
+    at = int(modified_at)
+    ns = int(modified_at * 1e9)
+    told = (stat.S_IFREG | files.FILE_MODE, 0, 0, 1, 0, 0, size, at, at, at)
+    return os.stat_result(told, {"st_atime_ns": ns, "st_mtime_ns": ns})
 
 
 Take = Callable[[int, str, Source], None]
