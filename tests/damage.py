@@ -295,13 +295,6 @@ def link_the_quarantine(archive: Path) -> Path:
     return path
 
 
-def link_what_lies_beside(archive: Path) -> Path:
-    path = archive / ".bulkfetch"
-    path.rename(archive.parent / "moved")
-    path.symlink_to(archive.parent / "moved")
-    return path
-
-
 def link_a_run(archive: Path) -> Path:
     path = first_journal(archive).parent
     path.rename(archive.parent / "moved")
@@ -428,7 +421,6 @@ DAMAGE: list[tuple[Callable[[Path], Path], Kind]] = [
     (leave_a_stranger_among_parts, Kind.stray),
     (leave_a_half_made_summary, Kind.part),
     (link_the_quarantine, Kind.link),
-    (link_what_lies_beside, Kind.link),
     (link_a_run, Kind.link),
     (link_a_journal, Kind.link),
     (link_a_summary, Kind.link),

@@ -172,6 +172,18 @@ def test_an_archive_that_does_not_say_whose_it_is(
     assert everything(ours.archive.parent) == before
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_link_in_place_of_what_lies_beside_the_images_is_not_followed(
+    ours: Account, command: str
+) -> None:
+    instead(link)(ours.archive / ".bulkfetch")
+    before = everything(ours.archive.parent)
+    result = run(command, ours, ours.archive)
+    assert result.status != 0
+    assert "link" in result.err
+    assert everything(ours.archive.parent) == before
+
+
 def test_an_archive_json_that_was_moved_away_is_written_anew(ours: Account) -> None:
     path = ours.archive / ".bulkfetch" / "archive.json"
     whole = path.read_bytes()
@@ -236,7 +248,7 @@ def odd(
 
 ANSWERS: Mapping[str, Answers] = {
     "cut at its end": {
-        "verify": (1, "journal.jsonl: a line of it is no event", "judged by their sidecars"),
+        "verify": (1, "journal.jsonl:", "it is no event", "judged by their sidecars"),
         "bag": (1, "does not verify", "journal"),
         "status": (0, "ended"),
     },
@@ -246,8 +258,8 @@ ANSWERS: Mapping[str, Answers] = {
         "status": (1, "was killed", "run the same command again"),
     },
     "a pipe for a summary": {
-        "verify": (1, "summary.json: it is no summary"),
-        "bag": (1, "does not verify", "journal"),
+        "verify": (1, "stray", "summary.json: bulkfetch makes nothing like it here"),
+        "bag": (1, "does not verify", "stray"),
         "status": (1, "summary.json: it is no file"),
     },
     "merged with a twin": {

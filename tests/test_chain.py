@@ -373,7 +373,7 @@ def test_a_run_under_another_name_is_noticed(made: Made) -> None:
 def test_the_first_line_is_on_the_disk_before_another_process_begins(
     serve: Serve, tmp_path: Path
 ) -> None:
-    simulator = serve(patients=50, storage_latency_s=0.2)
+    simulator = serve(patients=50, storage_latency_s=3)
     manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
     process = started(simulator, manifest, "--out", tmp_path / "archive", "--processes=2")
     try:

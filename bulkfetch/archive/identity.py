@@ -37,7 +37,7 @@ def identity_of(tree: Tree) -> Identity | None:
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise
-        raise _damaged(tree, "no regular file") from None
+        raise _damaged(tree, f"no regular file ({error.strerror})") from None
     return parsed(tree, text)
 
 

@@ -128,7 +128,7 @@ class LocalTree:
         try:
             return files.open_directory(path, root)
         except PathRefusedError as error:
-            raise OSError(errno.ENOTDIR, str(error)) from None
+            raise OSError(errno.ELOOP, str(error)) from None
         finally:
             os.close(root)
 
