@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bulkfetch.archive.tree import LocalTree
 from bulkfetch.simulator import Fault, RequestRecord, Simulator, parse_fault
 from tests.conftest import Result, sidecars
 
@@ -147,8 +148,8 @@ def failures(archive: Path, run_id: str) -> list[dict[str, str]]:
 
 def journal(archive: Path, run_id: str) -> list[dict[str, Any]]:
     """The lines of a run's journal."""
-    path = archive / ".bulkfetch" / "runs" / run_id / "journal.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with LocalTree(archive).open(f".bulkfetch/runs/{run_id}/journal.jsonl") as file:
+        return [json.loads(line) for line in file]
 
 
 def named(result: Result, archive: Path, patient_id: str, kind: str, image: str = "") -> None:

@@ -14,6 +14,7 @@ from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 from uuid import uuid4
 from xml.etree import ElementTree as ET
@@ -330,6 +331,13 @@ class Bucket:
         )
         paths = [meta["path"] for chunk in store.list() for meta in chunk]
         return {path: bytes(store.get(path).bytes()) for path in paths}
+
+    def copy_to(self, directory: Path) -> None:
+        """Copy all of it to a disk, as any tool would."""
+        for path, data in self.contents().items():
+            there = directory / path
+            there.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            there.write_bytes(data)
 
     def unfinished_uploads(self) -> list[str]:
         """Keys of multipart uploads that were neither completed nor aborted."""

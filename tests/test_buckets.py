@@ -387,10 +387,7 @@ def test_a_copy_of_a_bucket_on_a_disk_is_the_same_archive(
     simulator: Simulator, manifest: Path, s3_bucket: Bucket, tmp_path: Path
 ) -> None:
     run(simulator, manifest, s3_bucket)
-    for path, data in s3_bucket.contents().items():
-        there = tmp_path / path
-        there.parent.mkdir(parents=True, exist_ok=True)
-        there.write_bytes(data)
+    s3_bucket.copy_to(tmp_path)
     (tmp_path / "export").chmod(0o700)
     sound = bulkfetch("verify", tmp_path / "export", "--manifest", manifest)
     assert sound.status == 0, sound.err

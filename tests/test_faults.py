@@ -41,6 +41,7 @@ from tests.faulty import (
     patient_of,
     uploaded,
 )
+from tests.stores import s3_bucket
 
 RETRIES = 1
 QUICK = (f"--retries={RETRIES}", "--timeout=1")
@@ -141,8 +142,12 @@ def keys(images: Sequence[Mapping[str, Any]]) -> set[Key]:
 
 
 @contextmanager
-def told(directory: Path, target: str, faults: Sequence[str], count: str = "") -> Iterator[Story]:
+def told(
+    directory: Path, target: str, faults: Sequence[str], count: str = "", *, s3: str = ""
+) -> Iterator[Story]:
     """Run the command with the first image, or the query, of one patient after the other at fault.
+
+    With the URL of an S3, it runs into a bucket there, and what is told of is a copy of that.
 
     The first patient is well, since what befalls the first question is a story of its own. A
     fault strikes at every request, or as often as `count` says.
@@ -177,11 +182,18 @@ def told(directory: Path, target: str, faults: Sequence[str], count: str = "") -
 
         simulator.faults.strike = strike  # type: ignore[method-assign, assignment]  # for this one simulator
         manifest = write_manifest(directory / "patients.csv", patients)
-        result = download(simulator, manifest, directory / "archive", *QUICK)
+        archive = directory / "archive"
+        if s3:
+            with pytest.MonkeyPatch.context() as environment, s3_bucket(s3) as bucket:
+                bucket.export(environment)
+                result = download(simulator, manifest, f"{bucket.url}/archive", *QUICK)
+                bucket.copy_to(directory)
+        else:
+            result = download(simulator, manifest, archive, *QUICK)
         assert "Traceback" not in result.err
         yield Story(
             simulator,
-            directory / "archive",
+            archive,
             victims,
             result.status,
             result.err,
@@ -212,25 +224,27 @@ PASSING = {
 
 
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Story]]:
+def stories(tmp_path_factory: pytest.TempPathFactory, s3: str) -> Iterator[Callable[..., Story]]:
     """The runs that the tests below look at, each made when it is first asked for."""
     with ExitStack() as stack:
 
         @cache
-        def story(name: str) -> Story:
+        def story(name: str, where: str = "disk") -> Story:
             directory = tmp_path_factory.mktemp("story")
+            there = s3 if where == "bucket" else ""
             if name in PASSING:
-                return stack.enter_context(told(directory, name, PASSING[name], "x1"))
-            return stack.enter_context(told(directory, *STAYING[name]))
+                return stack.enter_context(told(directory, name, PASSING[name], "x1", s3=there))
+            return stack.enter_context(told(directory, *STAYING[name], s3=there))
 
         yield story
 
 
+@pytest.mark.parametrize("where", ["disk", "bucket"])
 @pytest.mark.parametrize("target", PASSING)
 def test_faults_that_pass_end_in_status_0_with_every_byte_in_its_place(
-    stories: Callable[[str], Story], target: str
+    stories: Callable[..., Story], target: str, where: str
 ) -> None:
-    story = stories(target)
+    story = stories(target, where)
     assert story.status == 0, story.error
     balance(story.summary)
     intact(story.simulator, story.archive, complete=False)
@@ -240,7 +254,7 @@ def test_faults_that_pass_end_in_status_0_with_every_byte_in_its_place(
 
 @pytest.mark.parametrize(("target", "fault"), [(t, f) for t, fs in PASSING.items() for f in fs])
 def test_a_fault_that_passes_takes_one_more_request_and_a_harmless_one_none(
-    stories: Callable[[str], Story], target: str, fault: str
+    stories: Callable[..., Story], target: str, fault: str
 ) -> None:
     story = stories(target)
     assert story.status == 0, story.error
@@ -254,11 +268,12 @@ def test_a_fault_that_passes_takes_one_more_request_and_a_harmless_one_none(
     )
 
 
+@pytest.mark.parametrize("where", ["disk", "bucket"])
 @pytest.mark.parametrize("name", STAYING)
 def test_faults_that_stay_end_in_status_1_and_harm_no_other_image(
-    stories: Callable[[str], Story], name: str
+    stories: Callable[..., Story], name: str, where: str
 ) -> None:
-    story = stories(name)
+    story = stories(name, where)
     target, faults = STAYING[name]
     assert story.status == story.summary["exit_code"] == 1
     balance(story.summary)
@@ -295,7 +310,7 @@ def story_patients(story: Story) -> list[str]:
     ("name", "fault"), [(name, fault) for name, (_, faults) in STAYING.items() for fault in faults]
 )
 def test_a_fault_that_stays_is_named_after_as_many_requests_as_the_option_says(
-    stories: Callable[[str], Story], name: str, fault: str
+    stories: Callable[..., Story], name: str, fault: str
 ) -> None:
     story = stories(name)
     victim = story.victims[fault]
