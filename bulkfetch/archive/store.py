@@ -13,7 +13,8 @@ import hashlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Self, TypeVar
@@ -24,31 +25,28 @@ from bulkfetch.archive.growing import StoreFile, StoreJournal
 from bulkfetch.archive.identity import IDENTITY_PATH, claimed, identity_for, parsed
 from bulkfetch.archive.lease import Hold, hold
 from bulkfetch.archive.look import look, names_of, paths_of
+from bulkfetch.archive.store_folder import StoreFolder, StoreTroubleError
 from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
 from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.archive.tree import Tree
-from bulkfetch.errors import ConnectionFailedError, DestinationError, ServiceDownError, TakenError
+from bulkfetch.errors import DestinationError, ServiceDownError, TakenError
 from bulkfetch.models import Shard, Sidecar, json_text
 from bulkfetch.paths import PRIVATE
 from bulkfetch.plan import Level, Place
 from bulkfetch.stores import READ_RETRIES, StoreError, open_store
-from bulkfetch.stores.store import Object, Store, Upload
+from bulkfetch.stores.store import Store, Upload
 
 # What all bodies may take beyond their first part; a body for which there is no room is long, too.
 MEMORY_BYTES = 2**29
 # Each waits for one answer of the store.
 _THREADS = 64
+# Google takes an object anew once a second at most.
+WRITE_EVERY_S = 5.0
 _PROCESSES_AT_MOST = 10**6
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class StoreTroubleError(ConnectionFailedError):
-    """The object store failed, in a way that may pass."""
-
-    kind = "destination"
 
 
 class StoreArchive:
@@ -79,6 +77,7 @@ class StoreArchive:
         # None that another process of this run counts.
         self._numbers = itertools.count(int(writer.process) if writer else 0, _PROCESSES_AT_MOST)
         self._claiming = threading.Lock()
+        self._written_at = -WRITE_EVERY_S
 
     @staticmethod
     def check(url: str, identity: Identity) -> None:
@@ -112,12 +111,14 @@ class StoreArchive:
             ArchiveMismatchError: it is another account's archive.
         """
         patient = open_store(url, retries=READ_RETRIES)
-        with hold(patient, run_id, shard, log.warning) as held, files.named(url):
-            found = identity_for(StoreTree(patient), identity)
-            if found is None:
-                with suppress(FileExistsError):
-                    patient.put(IDENTITY_PATH, _json(identity))
+        with hold(patient, run_id, shard, log.warning) as held:
+            with files.named(url):
                 found = identity_for(StoreTree(patient), identity)
+                if found is None:
+                    # A shard beside this one may be doing the same.
+                    with suppress(FileExistsError):
+                        patient.put(IDENTITY_PATH, _json(identity))
+                    found = identity_for(StoreTree(patient), identity)
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
             writer = Writer(owner, "1", ())
             store = open_store(url)
@@ -243,8 +244,12 @@ class StoreArchive:
         kind = StoreJournal if name.endswith(".jsonl") else StoreFile
         return kind(self._patient, path)
 
-    def write(self, name: str, text: str, *, durable: bool = True) -> None:  # noqa: ARG002  a store has one way
-        """See `Archive.write`."""
+    def write(self, name: str, text: str, *, durable: bool = True) -> None:
+        """See `Archive.write`; what need not be durable is left out where it comes too often."""
+        if not durable:
+            if time.monotonic() - self._written_at < WRITE_EVERY_S:
+                return
+            self._written_at = time.monotonic()
         path = f"{self._folder_path}/{name}"
         with files.named(f"{self._store.url}/{path}"):
             self._patient.put(path, f"{text}\n".encode(), "overwrite")
@@ -361,49 +366,6 @@ class StoreArchive:
                     what = "another writer is at archive.json"
                     raise StoreError(errno.EBUSY, what, retryable=True) from None
             self._identity = identity
-
-
-class StoreFolder:
-    """A directory of an object store, listed once; see `Folder`."""
-
-    def __init__(self, store: Store, path: str) -> None:
-        self._store = store
-        self._path = path
-        objects = store.level(path)[1]
-        self._found = {found.name: found for found in objects}
-
-    @property
-    def names(self) -> Collection[str]:
-        """See `Folder.names`."""
-        return self._found.keys()
-
-    def read(self, name: str) -> bytes:
-        """See `Folder.read`.
-
-        Raises:
-            StoreTroubleError: it cannot be read, which says nothing of what it holds.
-        """
-        try:
-            return self._store.get(f"{self._path}/{name}")[0]
-        except StoreError as error:
-            raise StoreTroubleError(f"{self._store.url}: {error.strerror}") from None
-
-    def size(self, name: str) -> int | None:
-        """See `Folder.size`."""
-        return self._object(name).size
-
-    def sha256(self, name: str) -> str:
-        """See `Folder.sha256`."""
-        self._object(name)
-        digest = hashlib.sha256()
-        for block in self._store.blocks(f"{self._path}/{name}"):
-            digest.update(block)
-        return digest.hexdigest()
-
-    def _object(self, name: str) -> Object:
-        if name not in self._found:
-            raise FileNotFoundError(name)
-        return self._found[name]
 
 
 def _json(identity: Identity) -> bytes:
