@@ -448,7 +448,8 @@ def test_doctor_examines_a_bucket(simulator: Simulator, manifest: Path, either: 
 def test_several_processes_write_into_one_bucket(
     serve: Serve, either: Bucket, tmp_path: Path
 ) -> None:
-    simulator = serve(patients=40)
+    # Long enough for the other process to come to some of it.
+    simulator = serve(patients=120, storage_latency_s=1)
     manifest = write_manifest(tmp_path / "many.csv", list(simulator.patient_ids()))
     result = run(simulator, manifest, either, "--processes", "2")
     assert result.status == 0, result.err
