@@ -29,7 +29,8 @@ from tests.conftest import (
 from tests.faulty import balance, failures, intact, whole
 from tests.raycluster import RayCluster, ray_cluster
 
-pytestmark = pytest.mark.timeout(300)
+# One cluster for all, so that one process runs them all.
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")
