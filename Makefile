@@ -14,7 +14,7 @@ demo: .venv/.runtime  ## run the main job against the embedded simulator, and lo
 	@$(BIN)/bulkfetch demo
 
 test: .venv/.dev  ## run the tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
 	$(BIN)/python -m pytest -m soak

@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints a table for each, and saves them all.
 
-python -m benchmarks                        all but `memory` and `scale`, which take minutes
+python -m benchmarks                        all but `memory`, `ray` and `scale`, which take minutes
 python -m benchmarks small large --rounds 5
 python -m benchmarks --quick                a hundredth of the size, to see that it works
 """
@@ -26,6 +26,7 @@ from benchmarks.measure import Cost, run
 from benchmarks.peers import OURS, PEERS, bulkfetch
 from benchmarks.scale import SWEEPS
 from benchmarks.server import Served, find_nginx, serving
+from tests.raycluster import ray_cluster
 
 QUERIES, DOWNLOADS = 32, 64
 API_S, STORAGE_S = 0.05, 0.03
@@ -281,6 +282,43 @@ def memory(bench: Bench) -> None:
     bench.tell("memory", rows)
 
 
+def ray(bench: Bench) -> None:
+    """Two workers of a Ray cluster, each of them with as much at once, against one."""
+    latency_s, queries, downloads = 0.1, 4, 8
+    patients = 6_000 // bench.divisor
+    took: dict[int, list[float]] = defaultdict(list)
+    fields = {"images": patients, "size_bytes": 20_000, "images_per_patient": 1}
+    with (
+        bench.served(**fields, latency_s=(latency_s, latency_s)) as served,
+        ray_cluster() as cluster,
+    ):
+        for _ in range(bench.rounds):
+            for workers in (1, 2):
+                options = (
+                    "--engine=ray", f"--ray-address={cluster.address}", f"--ray-workers={workers}",
+                    f"--query-concurrency={queries * workers}",
+                    f"--download-concurrency={downloads * workers}", "--no-fsync",
+                )  # fmt: skip
+                with bench.directory() as directory:
+                    run(bulkfetch(served, directory / "out", *options))
+                    (summary,) = directory.glob("out/.bulkfetch/runs/*/summary.json")
+                    took[workers].append(json.loads(summary.read_bytes())["seconds"])
+    ratios = [one / two for one, two in zip(took[1], took[2], strict=True)]
+    bench.tell(
+        f"{patients:,} patients with an image each, {latency_s * 1e3:.0f} ms an answer, "
+        f"{queries} queries and {downloads} downloads at once for each worker",
+        [
+            {
+                "workers": workers,
+                "took, s, starting them included": f"{statistics.median(found):.1f}",
+                "patients/s": f"{patients / statistics.median(found):,.0f}",
+                "times one": f"{statistics.median(ratios) if workers == 2 else 1:.2f}",
+            }
+            for workers, found in took.items()
+        ],
+    )
+
+
 def scale(bench: Bench) -> None:
     """One run for each number of patients, each latency, each concurrency: tables and curves."""
     from benchmarks.plots import draw  # noqa: PLC0415  matplotlib is for this alone
@@ -313,7 +351,7 @@ def scale(bench: Bench) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    f.__name__: f for f in (small, large, disk, latency, again, prove, startup, memory, scale)
+    f.__name__: f for f in (small, large, disk, latency, again, prove, startup, memory, ray, scale)
 }
 
 
@@ -327,7 +365,7 @@ def main() -> None:
         "--save", type=Path, default=RESULTS, metavar="DIRECTORY", help="for what `scale` draws"
     )
     given = parser.parse_args()
-    names = given.names or [name for name in BENCHMARKS if name not in ("memory", "scale")]
+    names = given.names or [name for name in BENCHMARKS if name not in ("memory", "ray", "scale")]
     given.save.mkdir(parents=True, exist_ok=True)
     bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1, save=given.save)
     versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}

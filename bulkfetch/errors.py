@@ -8,6 +8,7 @@ BulkfetchError
 ├── DestinationError           make room, get access, or wait for the other run
 ├── GapError                   the API's lists cannot be read without a gap: nothing was written
 ├── UnreachableError           the API did not answer at all: nothing was fetched
+├── EngineError                the cluster gives no process that works: run the same command again
 └── FetchError                 one patient or one image failed; the run goes on
     ├── ConnectionFailedError  the host could not be reached, or hung up
     ├── TimedOutError          connecting or reading took longer than `timeout`
@@ -42,6 +43,7 @@ __all__ = [
     "ConnectionFailedError",
     "CredentialsError",
     "DestinationError",
+    "EngineError",
     "FetchError",
     "GapError",
     "HostDeniedError",
@@ -123,6 +125,10 @@ class GapError(BulkfetchError):
 
 class UnreachableError(BulkfetchError):
     """The API could not be reached for the first question, so nothing was begun."""
+
+
+class EngineError(BulkfetchError):
+    """The cluster that is to do the work does not; what was finished is whole."""
 
 
 class FetchError(BulkfetchError):

@@ -225,6 +225,9 @@ class FailuresFile(Appender):
 class Recorder:
     """Gives every image its outcome and every patient its state: counted, and journaled if need be.
 
+    A patient and its images are counted together, when it ends: so the sums balance at any time,
+    and are the same where it was begun by a process that died.
+
     Nothing here awaits, so that what is cancelled gets its own, too. The sidecars of `run_id` tell
     what this run brought to the archive itself.
     """
@@ -243,10 +246,6 @@ class Recorder:
         """Write what is pending, so that others can read it."""
         if self._journal:
             await self._journal.flush(durable=durable)
-
-    def listed(self, items: Sequence[Item]) -> None:
-        """Note what images there are of a patient."""
-        self._tally.listed += len(items)
 
     def event(self, event: str, **fields: object) -> None:
         """Note that something happened."""
@@ -300,12 +299,7 @@ class Recorder:
         )
 
     def image(self, end: Ended) -> Ended:
-        """Note how an image ended, and return that."""
-        self._tally.images[end.outcome] += 1
-        self._tally.bytes += end.size_bytes
-        held = end.item.held
-        if end.item.action is Action.keep and held is not None:
-            self._tally.listed_again += held.run_id == self._run_id
+        """Note how an image ended, and return that; it is counted when its patient ends."""
         record, row = end.item.record, end.item.row
         self.event(
             "image",
@@ -337,8 +331,13 @@ class Recorder:
         `ended` has the items that were reached, by their number; `error` is the query's.
         """
         for number, item in enumerate(items):
-            if number not in ended:
-                self.image(Ended(ImageOutcome.not_reached, item))
+            end = ended.get(number) or self.image(Ended(ImageOutcome.not_reached, item))
+            self._tally.images[end.outcome] += 1
+            self._tally.bytes += end.size_bytes
+            held = end.item.held
+            if end.item.action is Action.keep and held is not None:
+                self._tally.listed_again += held.run_id == self._run_id
+        self._tally.listed += len(items)
         failed = {end.item.record.id: end.error for end in ended.values() if end.error}
         errors = [error] if error is not None else list(failed.values())
         failure = Failure(errors, list(failed)) if errors else None

@@ -14,7 +14,7 @@ import mmap
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from tenacity import (
     AsyncRetrying,
@@ -39,6 +39,20 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Retries(Protocol):
+    """Whom a retry is asked of."""
+
+    @property
+    def count(self) -> int:
+        """Retries that the run has taken so far, as far as is known here."""
+
+    def take(self) -> bool:
+        """Take a retry, if there is one left."""
+
+    def note_success(self) -> None:
+        """Note that a call succeeded in the end."""
 
 
 class Budget:
@@ -89,7 +103,7 @@ class Retry:
     def __init__(
         self,
         retries: int,
-        budget: Budget,
+        budget: Retries,
         breaker: Breaker,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

@@ -1,50 +1,95 @@
-"""How many API requests may be in flight: fewer while the API says that it is too much.
+"""How much may be under way at once, and how often something may begin, and both may change.
 
-Additive increase, multiplicative decrease, as TCP does it (RFC 5681, section 3.1): each 429 or 503
-halves the number, each success adds one to it per round of requests, up to the bound.
+The slots of API requests adapt, too: fewer while the API says that it is too much. It is additive
+increase, multiplicative decrease, as TCP does it (RFC 5681, section 3.1): each 429 or 503 halves
+the number, each success adds one to it per round of requests, up to the bound.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 
-class AdaptiveSlots:
-    """A semaphore that keeps some of its slots back while they would only be refused.
+class Slots:
+    """A semaphore whose size may change while it is held.
 
     Attributes:
-        bound: slots when all is well.
+        limit: how many may be held. What is held beyond a smaller one is not taken back.
         taken: how many are held now.
     """
 
-    def __init__(self, bound: int) -> None:
-        self.bound = bound
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self.taken = 0
-        self._semaphore = asyncio.Semaphore(bound)
-        self._limit = float(bound)
-        self._kept_back = 0
-        self._cuts = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
-    def limit(self) -> int:
-        """How many requests may be in flight now."""
-        return int(self._limit)
+    def is_wanted(self) -> bool:
+        """Whether any is held or waited for."""
+        return self.taken > 0 or any(not turn.cancelled() for turn in self._waiting)
+
+    def resize(self, limit: int) -> None:
+        """Change how many there are."""
+        self.limit = limit
+        self._give()
+
+    async def acquire(self) -> None:
+        """Wait for a slot, first come, first served; `release` gives it back."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._give()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled():
+                self.release()
+            raise
+
+    def release(self) -> None:
+        """Give a slot back."""
+        self.taken -= 1
+        self._give()
+
+    def _give(self) -> None:
+        while self._waiting and (self._waiting[0].cancelled() or self.taken < self.limit):
+            turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self.taken += 1
+                turn.set_result(None)
+
+
+class AdaptiveSlots(Slots):
+    """Slots some of which are kept back while they would only be refused.
+
+    Attributes:
+        bound: slots when all is well.
+    """
+
+    def __init__(self, bound: int) -> None:
+        super().__init__(bound)
+        self.bound = bound
+        self._adapted = float(bound)
+        self._cuts = 0
+
+    def resize(self, limit: int) -> None:
+        """Change how many there are when all is well; what is kept back stays in proportion."""
+        if limit != self.bound:
+            share = self._adapted / self.bound if self.bound else 1.0
+            self.bound = limit
+            self._adapt(share * limit)
 
     @asynccontextmanager
     async def take(self) -> AsyncIterator[int]:
         """Wait for a slot, and hold it; yields what `throttled` is to be told."""
-        await self._semaphore.acquire()
-        self.taken += 1
+        await self.acquire()
         try:
             yield self._cuts
         finally:
-            self.taken -= 1
-            if self._kept_back < self.bound - self.limit:
-                self._kept_back += 1
-            else:
-                self._semaphore.release()
+            self.release()
 
     def throttled(self, taken_at: int) -> None:
         """Note a 429 or 503 to a request that took its slot at `taken_at`.
@@ -53,11 +98,51 @@ class AdaptiveSlots:
         """
         if taken_at == self._cuts:
             self._cuts += 1
-            self._limit = max(1.0, self._limit / 2)
+            self._adapt(self._adapted / 2)
 
     def went_well(self) -> None:
         """Note a success."""
-        self._limit = min(float(self.bound), self._limit + 1 / self._limit)
-        while self._kept_back > self.bound - self.limit:
-            self._kept_back -= 1
-            self._semaphore.release()
+        if self._adapted < self.bound:
+            self._adapt(self._adapted + 1 / self._adapted)
+
+    def _adapt(self, slots: float) -> None:
+        self._adapted = min(float(self.bound), max(1.0, slots))
+        super().resize(int(self._adapted))
+
+
+class Pace:
+    """Turns that come evenly, rather than in a burst at the start of each second.
+
+    Attributes:
+        rate: turns a second; None for no bound, 0 for none until that changes.
+    """
+
+    def __init__(self, rate: float | None) -> None:
+        self.rate = rate
+        self._last_s = -math.inf
+        self._line = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    def change(self, rate: float | None) -> None:
+        """Change the rate, for those that wait as well."""
+        self.rate = rate
+        self._changed.set()
+
+    async def turn(self) -> None:
+        """Wait for a turn, first come, first served."""
+        if self.rate is None:
+            return
+        now_s = asyncio.get_running_loop().time
+        async with self._line:
+            while (wait_s := self._due_s() - now_s()) > 0:
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(
+                        self._changed.wait(), None if wait_s == math.inf else wait_s
+                    )
+            self._last_s = now_s()
+
+    def _due_s(self) -> float:
+        if self.rate is None:
+            return -math.inf
+        return self._last_s + 1 / self.rate if self.rate else math.inf

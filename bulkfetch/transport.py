@@ -16,7 +16,6 @@ from functools import cache, lru_cache
 from http import HTTPStatus
 
 import aiohttp
-from aiolimiter import AsyncLimiter
 from multidict import MultiMapping
 from yarl import URL
 
@@ -33,7 +32,7 @@ from bulkfetch.errors import (
 )
 from bulkfetch.retry import retry_after_s
 from bulkfetch.settings import Connection, is_loopback
-from bulkfetch.slots import AdaptiveSlots
+from bulkfetch.slots import AdaptiveSlots, Pace
 
 # A list of some hundred image records is under a megabyte; a body beyond this is no such list.
 LARGEST_ANSWER_BYTES = 64 * 2**20
@@ -161,6 +160,10 @@ async def connect(
 class Transport:
     """Requests over one session, bounded and named.
 
+    Attributes:
+        query_slots: how many API requests may be in flight.
+        pace: how many may begin in a second.
+
     Cookies are never kept, and loopback never goes through a proxy.
     """
 
@@ -176,10 +179,7 @@ class Transport:
         # Origins of signed URLs that were looked at and found to be on the list.
         self._known_origins: set[tuple[str, str]] = set()
         self.query_slots = AdaptiveSlots(settings.query_concurrency)
-        self._limiter = (
-            # One request per slice of time, rather than a burst at the start of each second.
-            AsyncLimiter(1, 1 / settings.rate_limit) if settings.rate_limit else None
-        )
+        self.pace = Pace(settings.rate_limit)
 
     async def ask(
         self,
@@ -202,8 +202,7 @@ class Transport:
         # Identity: a proxy that compresses all the same is found out by the JSON parser.
         sent = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
         async with self.query_slots.take() as slot:
-            if self._limiter:
-                await self._limiter.acquire()
+            await self.pace.turn()
             who = f"the API at {target.raw_host}"
             answer = await self._open(method, target, who, headers=sent, params=params, json=json)
             try:

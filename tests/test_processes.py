@@ -34,8 +34,9 @@ from bulkfetch.archive.base import Identity, Mark
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.errors import ConnectionFailedError, CredentialsError, FetchError, StatusError
 from bulkfetch.limits import processes_for
-from bulkfetch.pipeline import processes
-from bulkfetch.pipeline.processes import share_of, without_credentials
+from bulkfetch.pipeline import crew
+from bulkfetch.pipeline.crew import without_credentials
+from bulkfetch.pipeline.processes import share_of
 from bulkfetch.plan import Place
 from bulkfetch.retry import FIRST_RETRIES, RETRIES_PER_SUCCESS, Budget
 from bulkfetch.simulator import Simulator, parse_fault
@@ -433,7 +434,7 @@ def test_a_process_that_does_not_answer_is_not_waited_for_when_the_run_is_to_end
 async def test_a_process_that_does_not_answer_is_killed_in_the_end(
     serve: Serve, manifest: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "SILENT_AT_MOST_S", 3)
+    monkeypatch.setattr(crew, "SILENT_AT_MOST_S", 3)
     simulator = serve(patients=300, storage_latency_s=0.1)
     write_manifest(manifest, list(simulator.patient_ids()))
     job = asyncio.create_task(download_async(manifest, settings_for(simulator, archive, 2)))

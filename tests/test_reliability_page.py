@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bulkfetch import breaker, pipeline, retry, transport
 from bulkfetch.archive import KEPT_OVER_BYTES, commit, parts
-from bulkfetch.pipeline import processes
+from bulkfetch.pipeline import crew
 from bulkfetch.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def test_the_numbers_on_the_reliability_page_are_those_of_the_code() -> None:
         f"`--timeout` ({fields['timeout'].default:.0f} s)",
         f"{transport.SLOWEST_BYTES_PER_S:,} bytes a second",
         f"turn at a directory | {commit.WAIT_S:.0f} s",
-        f"for {processes.SILENT_AT_MOST_S} s",
+        f"for {crew.SILENT_AT_MOST_S} s",
         f"has {pipeline.GRACE_S:.0f} s to end",
         f"removed after {parts.KEEP_S / 86_400:.0f} days",
         f"up to {KEPT_OVER_BYTES >> 20} MiB",

@@ -449,18 +449,16 @@ async def test_every_request_to_the_api_takes_its_turn_at_the_rate_limit() -> No
         raw_server(http(b"ok")) as server,
         connect(settings(server.url, rate_limit=1000)) as transport,
     ):
-        limiter = transport._limiter
-        assert limiter is not None
-        assert (limiter.max_rate, limiter.time_period) == (1, 0.001)
+        assert transport.pace.rate == 1000
         turns = 0
-        acquire = limiter.acquire
+        turn = transport.pace.turn
 
-        async def count(amount: float = 1) -> None:
+        async def count() -> None:
             nonlocal turns
             turns += 1
-            await acquire(amount)
+            await turn()
 
-        limiter.acquire = count  # type: ignore[method-assign]  # counted, not waited for
+        transport.pace.turn = count  # type: ignore[method-assign]  # counted, not waited for
         await asyncio.gather(*(transport.ask("GET", server.url) for _ in range(20)))
     assert turns == len(server.requests) == 20
 

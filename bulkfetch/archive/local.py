@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -152,12 +153,17 @@ class LocalArchive:
         """Open an archive that the first process of this run holds, as its `number`-th.
 
         Raises:
-            DestinationError: it cannot be written.
+            DestinationError: it cannot be written, or is not the one that the first process holds.
             ArchiveMismatchError: it is another account's archive.
         """
         root = Path(out)
         with ExitStack() as stack:
             with files.named(out):
+                if not (root / PRIVATE / "runs" / run_id).is_dir():
+                    raise DestinationError(
+                        f"{out} on {socket.gethostname()} is not the archive that this run began: "
+                        "name a directory with --out that every machine of the run has there"
+                    )
                 found = identity_for(LocalTree(root), identity)
                 writer = first._replace(process=_process(run_id, number))
                 archive = cls(root.resolve(), run_id, found or identity, writer, durable=durable)

@@ -32,8 +32,9 @@ from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
 from bulkfetch.pipeline.elsewhere import Elsewhere
 from bulkfetch.pipeline.unlisted import Inquiry
 from bulkfetch.plan import Ended, Held, Item, Level, Place, levels_of, place_of, plan
-from bulkfetch.retry import Budget, Retry
+from bulkfetch.retry import Retries, Retry
 from bulkfetch.settings import Settings
+from bulkfetch.slots import Slots
 from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import Transport
 
@@ -57,7 +58,7 @@ class Services:
         settings: Settings,
         transport: Transport,
         api: API,
-        budget: Budget,
+        budget: Retries,
         *,
         is_first: bool = True,
     ) -> None:
@@ -73,9 +74,9 @@ class Services:
         )
 
     @property
-    def query_limit(self) -> int:
-        """How many queries may be in flight now."""
-        return self.transport.query_slots.limit
+    def kept_back(self) -> int:
+        """How many queries fewer may be in flight, since the API says that it is too much."""
+        return self.transport.query_slots.bound - self.transport.query_slots.limit
 
     @property
     def outage(self) -> str | None:
@@ -139,6 +140,9 @@ class Patients:
     """Patients in hand, each from its query to its end; a context, left when all have ended.
 
     `ended` is told how each patient failed, or None; `fail` what ends the run.
+
+    Attributes:
+        download_slots: how many images may be fetched at once.
     """
 
     def __init__(
@@ -160,8 +164,7 @@ class Patients:
         self._ended = ended
         self._fail = fail
         self._grace_s = grace_s
-        self._downloads = asyncio.Semaphore(settings.download_concurrency)
-        self._downloading = 0
+        self.download_slots = Slots(settings.download_concurrency)
         self._seats = seats_of(settings)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._group = asyncio.TaskGroup()
@@ -220,7 +223,7 @@ class Patients:
     def in_flight(self) -> InFlight:
         """What is under way."""
         queries = self._services.transport.query_slots.taken
-        return InFlight(len(self._tasks), queries, self._downloading)
+        return InFlight(len(self._tasks), queries, self.download_slots.taken)
 
     def begin(self, row: ManifestRow, answer: list[ImageRecord] | FetchError | None = None) -> None:
         """Begin with a patient; `answer` is that to its query, where it was asked already."""
@@ -264,19 +267,17 @@ class Patients:
             if row.patient_id is None and row.coverage_id is not None:
                 elsewhere = await self._elsewhere.of(row.coverage_id)
             items, others = await self._planned(records, row, own, elsewhere)
-            self._recorder.listed(items)
             async with asyncio.TaskGroup() as images:
                 for number, item in enumerate(items):
                     if (outcome := without_work(item)) is not None:
                         ended[number] = self._recorder.image(Ended(outcome, item))
                         continue
-                    await self._downloads.acquire()
+                    await self.download_slots.acquire()
                     if self._stopping:
-                        self._downloads.release()
+                        self.download_slots.release()
                         break
-                    self._downloading += 1
                     task = images.create_task(self._image(number, item, ended))
-                    task.add_done_callback(self._download_ended)
+                    task.add_done_callback(lambda _: self.download_slots.release())
             if len(ended) == len(items):
                 await self._ask_after(row, others)
                 reached = True
@@ -328,10 +329,6 @@ class Patients:
             for record, place, state in zip(records, places, holdings.held, strict=True)
         ]
         return items, holdings.others
-
-    def _download_ended(self, _: asyncio.Task[None]) -> None:
-        self._downloading -= 1
-        self._downloads.release()
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
         try:

@@ -11,8 +11,9 @@ import itertools
 import logging
 import secrets
 import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 
@@ -23,6 +24,7 @@ from bulkfetch.api import API, Tokens
 from bulkfetch.archive import Archive, Destination, Identity
 from bulkfetch.errors import (
     BulkfetchError,
+    ConfigurationError,
     FetchError,
     ProcessDiedError,
     ServiceDownError,
@@ -32,15 +34,16 @@ from bulkfetch.journal import Failure, Recorder, Tally
 from bulkfetch.limits import fit_to_open_files, processes_for
 from bulkfetch.manifest import Manifest, ManifestFacts
 from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
+from bulkfetch.pipeline.cluster import Cluster
+from bulkfetch.pipeline.crew import Engine, Member, Ties, without_credentials
 from bulkfetch.pipeline.patients import GRACE_S, Patients, Services
-from bulkfetch.pipeline.processes import Helper, share_of, shared_file, without_credentials
+from bulkfetch.pipeline.processes import Processes
 from bulkfetch.pipeline.record import Record
 from bulkfetch.pipeline.wire import Order, Start
 from bulkfetch.progress import NoProgress, Progress
-from bulkfetch.retry import Budget
-from bulkfetch.settings import Settings
+from bulkfetch.settings import EngineName, Settings
 from bulkfetch.snapshot import InFlight
-from bulkfetch.transport import connect
+from bulkfetch.transport import Transport, connect
 from bulkfetch.words import counted
 
 _ROWS_AT_ONCE = 256
@@ -52,6 +55,8 @@ log = logging.getLogger(__name__)
 
 class Run:
     """One run over a checked manifest; `await run()` once. A dry one calls `foreseen` for each row.
+
+    Raises `ConfigurationError` where options are of another engine than the one that is chosen.
 
     Attributes:
         run_id: names the run's folder in the archive.
@@ -71,7 +76,7 @@ class Run:
         self._manifest = manifest
         self._facts = facts
         self._settings = fit_to_open_files(settings)
-        self._processes = processes_for(self._settings, facts.distinct)
+        self._engine = _engine_for(self._settings, facts.distinct)
         self._destination = Destination(settings.out)
         self._progress = progress or NoProgress()
         self._foreseen = foreseen
@@ -85,16 +90,17 @@ class Run:
         self._has_room = asyncio.Event()
         self._signal_status: int | None = None
         self.fatal: BulkfetchError | None = None
-        self._budget: Budget
         self._services: Services
         self._record: Record | None = None
         self._recorder = Recorder(self._tally, None)
         self._forecaster: Forecaster | None = None
         self._here: Patients
-        self._helpers: list[Helper] = []
-        self._crew: list[Patients | Helper]
-        # What a helper that died had not begun.
-        self._returned: list[ManifestRow] = []
+        self._helpers: Sequence[Member] = []
+        self._crew: list[Patients | Member]
+        # What members that died had in hand, and is to be given to others.
+        self._returned: deque[ManifestRow] = deque()
+        # By a row's line, how many members died with it in hand.
+        self._deaths: Counter[int] = Counter()
 
     def interrupt(self, exit_status: int) -> None:
         """End the run early: the first time in order, the second time at once.
@@ -127,14 +133,12 @@ class Run:
             api_host=URL(settings.api_base_url).host or "", path_template=settings.path_template
         )
         self._destination.check(identity)
-        share = share_of(settings, 1, self._processes)
-        with ExitStack() as stack:
-            shared = stack.enter_context(shared_file(self._processes))
-            self._budget = Budget(shared, 1, self._processes)
+        async with self._engine as engine, AsyncExitStack() as stack:
+            share = engine.share
             async with connect(share) as transport:
                 tokens = Tokens(transport, settings.auth_base_url, credentials)
                 api = API(transport, settings.api_base_url, tokens)
-                self._services = Services(share, transport, api, self._budget)
+                self._services = Services(share, transport, api, engine.retries)
                 rows = self._manifest.rows()
                 first = next(rows, None)
                 answer = None if first is None else await self._services.first_answer(first)
@@ -151,9 +155,10 @@ class Run:
                     fail=self._fail,
                     grace_s=self._grace_s,
                 )
-                if shared is not None:
-                    self._helpers = self._helpers_for(archive, identity, shared, tokens)
-                self._crew = [self._here, *self._helpers]
+                self._helpers = self._helpers_for(archive, identity, transport, tokens)
+                self._crew = [*self._helpers]
+                if engine.first_takes_part:
+                    self._crew.insert(0, self._here)
                 try:
                     self._working = True
                     if first is not None:
@@ -164,7 +169,7 @@ class Run:
                     summary = self._close(time.monotonic() - started)
         return summary
 
-    def _open_archive(self, stack: ExitStack, identity: Identity) -> Archive:
+    def _open_archive(self, stack: AsyncExitStack, identity: Identity) -> Archive:
         settings = self._settings
         if settings.dry_run:
             forecaster = Forecaster(self._tally, self._foreseen)
@@ -179,7 +184,7 @@ class Run:
                 self._services.keep_again,
                 shard=settings.shard,
                 durable=not settings.no_fsync,
-                is_joined=self._processes > 1,
+                is_joined=self._engine.processes > 1,
             )
         )
         self._record = Record(
@@ -187,43 +192,37 @@ class Run:
             settings,
             self._facts,
             run_id=self.run_id,
-            processes=self._processes,
+            processes=self._engine.processes,
             started_at=self._started_at,
         )
         self._recorder = Recorder(self._tally, self._record.journal, self.run_id)
         return archive
 
     def _helpers_for(
-        self, archive: Archive, identity: Identity, shared: int, tokens: Tokens
-    ) -> list[Helper]:
+        self, archive: Archive, identity: Identity, transport: Transport, tokens: Tokens
+    ) -> Sequence[Member]:
         if archive.writer is None or self._record is None:
             return []
-        starts = (
-            Start(
-                settings=without_credentials(share_of(self._settings, number, self._processes)),
-                run_id=self.run_id,
-                identity=identity,
-                writer=archive.writer,
-                number=number,
-                processes=self._processes,
-                head=self._record.journal.head,
-                budget=shared,
-                log_level=logging.getLogger("bulkfetch").getEffectiveLevel(),
-                grace_s=self._grace_s,
-            )
-            for number in range(2, self._processes + 1)
+        start = Start(
+            settings=without_credentials(self._settings).model_copy(
+                update={"out": archive.tree.name}
+            ),
+            run_id=self.run_id,
+            identity=identity,
+            writer=archive.writer,
+            number=1,
+            head=self._record.journal.head,
+            log_level=logging.getLogger("bulkfetch").getEffectiveLevel(),
+            grace_s=self._grace_s,
         )
-        return [
-            Helper(
-                start,
-                tokens,
-                ended=self._ended,
-                died=partial(self._helper_died, archive),
-                fail=self._fail,
-                changed=self._has_room.set,
-            )
-            for start in starts
-        ]
+        ties = Ties(
+            tokens,
+            ended=self._ended,
+            died=partial(self._helper_died, archive),
+            fail=self._fail,
+            changed=self._has_room.set,
+        )
+        return self._engine.crew(start, transport, ties)
 
     async def _work(
         self,
@@ -234,16 +233,17 @@ class Run:
         async with asyncio.TaskGroup() as group:
             showing = group.create_task(self._show())
             try:
-                async with self._here:
-                    async with asyncio.TaskGroup() as helpers:
-                        for helper in self._helpers:
-                            helpers.create_task(helper())
+                async with self._here, asyncio.TaskGroup() as helpers:
+                    for helper in self._helpers:
+                        helpers.create_task(helper())
+                    if self._engine.first_takes_part:
                         self._here.begin(first, answer)
-                        await self._deal_out(rows)
-                        for helper in self._helpers:
-                            helper.order(Order.finish)
-                    for row in self._returned:
-                        await self._deal(row)
+                    else:
+                        rows = itertools.chain([first], rows)
+                    await self._deal_out(rows)
+                    await self._deal_again()
+                    for helper in self._helpers:
+                        helper.order(Order.finish)
             finally:
                 showing.cancel()
 
@@ -256,6 +256,15 @@ class Run:
                     await self._record.drain()
         except BulkfetchError as error:
             self._fail(error)
+
+    async def _deal_again(self) -> None:
+        """Give what the dead had in hand to others, until no one has anything in hand."""
+        while not self._stopping and (self._returned or any(h.is_busy for h in self._helpers)):
+            self._has_room.clear()
+            if self._returned:
+                await self._deal(self._returned.popleft())
+            else:
+                await self._has_room.wait()
 
     async def _deal(self, row: ManifestRow) -> bool:
         """Give a row to who can begin with it soonest, or return False when the run is to stop."""
@@ -282,7 +291,7 @@ class Run:
             return
         in_flight = sum((one.in_flight for one in self._crew), InFlight())
         try:
-            await self._record.let_others_see(tally, in_flight, self._budget.count)
+            await self._record.let_others_see(tally, in_flight, self._engine.retries.count)
         except BulkfetchError as error:
             self._fail(error)
 
@@ -291,12 +300,12 @@ class Run:
 
     def _hindrance(self) -> str | None:
         """What holds the run up, for the progress line."""
-        processes: list[Services | Helper] = [self._services, *self._helpers]
+        processes: list[Services | Member] = [self._services, *self._helpers]
         for process in processes:
             if process.outage:
                 return process.outage
-        limit = sum(process.query_limit for process in processes)
-        if limit < self._settings.query_concurrency:
+        if kept_back := sum(process.kept_back for process in processes):
+            limit = self._settings.query_concurrency - kept_back
             return f"throttled to {counted(limit, 'query')} at once"
         return None
 
@@ -329,6 +338,10 @@ class Run:
         )
         self._returned += waiting
         for row in begun:
+            self._deaths[row.line] += 1
+            if self._deaths[row.line] < self._engine.lives:
+                self._returned.append(row)
+                continue
             error = ProcessDiedError(f"the process that had it in hand died ({how})")
             self._ended(row, self._recorder.patient(row, [], {}, error, reached=False))
 
@@ -368,7 +381,7 @@ class Run:
             patients=patients,
             images=images,
             bytes=tally.bytes,
-            retries=self._budget.count,
+            retries=self._engine.retries.count,
             failed_by_kind=dict(sorted(tally.kinds.items())),
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
@@ -385,6 +398,19 @@ class Run:
             return summary
         # On a full disk this fails too, and the first error is the one to tell.
         return self._record.close(summary, as_far_as_can_be=self.fatal is not None)
+
+
+def _engine_for(settings: Settings, patients: int) -> Engine:
+    is_ray = settings.engine is EngineName.ray
+    if is_ray and settings.processes:
+        raise ConfigurationError("--processes is for --engine local: give --ray-workers")
+    if not is_ray and (settings.ray_address or settings.ray_workers):
+        raise ConfigurationError(
+            "--ray-address and --ray-workers are for --engine ray: give that, too"
+        )
+    if is_ray and not settings.dry_run:
+        return Cluster(settings)
+    return Processes(settings, processes_for(settings, patients))
 
 
 async def _in_batches(rows: Iterator[ManifestRow]) -> AsyncIterator[ManifestRow]:

@@ -1,6 +1,6 @@
-"""What the processes of a run say to each other, over a socket that nobody else can reach.
+"""What the processes of a run say to each other.
 
-A message is pickled, since both ends are the same program; its length goes before it.
+A message is pickled, since both ends are the same program; in a socket its length goes before it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Self, TypeAlias
+from typing import Protocol, Self, TypeAlias
 
-from bulkfetch.api import Token
+from pydantic import SecretStr
+
 from bulkfetch.archive import Identity, Writer
 from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, Tally
@@ -31,9 +32,8 @@ class Start:
 
     Attributes:
         settings: with this process's share of what is bounded, and without credentials.
-        number: of this process, from 2, out of `processes`.
+        number: of this process, from 2.
         head: the digest of the first line of the run's first journal, which this one's follows.
-        budget: a descriptor, inherited; see `Budget`.
         log_level: as `logging` has it.
     """
 
@@ -42,11 +42,22 @@ class Start:
     identity: Identity
     writer: Writer
     number: int
-    processes: int
     head: str | None
-    budget: int
     log_level: int
     grace_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HelperStart(Start):
+    """The same for one of several processes of a machine.
+
+    Attributes:
+        processes: how many there are.
+        budget: a descriptor, inherited; see `Budget`.
+    """
+
+    processes: int
+    budget: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +69,10 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """The answer to `Borrow`."""
+    """The answer to `Borrow`: a token and for how many seconds it is good, or why there is none."""
 
-    token: Token | BulkfetchError
+    token: SecretStr | BulkfetchError
+    good_for_s: float = 0.0
 
 
 class Order(Enum):
@@ -80,7 +92,7 @@ class Report:
         failures: the same, for those that failed.
         tally: since the helper began.
         in_flight: what is under way.
-        query_limit: how many queries it has in flight at most, now.
+        kept_back: how many queries fewer it has in flight, since the API says that it is too much.
         outage: what it waits for, in words.
     """
 
@@ -88,7 +100,7 @@ class Report:
     failures: Sequence[tuple[int, Failure]]
     tally: Tally
     in_flight: InFlight
-    query_limit: int
+    kept_back: int
     outage: str | None
     is_last: bool = False
 
@@ -120,8 +132,42 @@ class LogLine:
 Message: TypeAlias = Start | Rows | Lent | Order | Report | Fatal | Borrow | LogLine
 
 
-class Channel:
+class Channel(Protocol):
     """One end of a connection between two processes of a run."""
+
+    def send(self, message: Message) -> None:
+        """Send a message, or do nothing where the other end is gone; never waits."""
+
+    async def receive(self) -> Message | None:
+        """Return the next message, None where the other end is gone."""
+
+
+def packed(message: Message) -> bytes:
+    """Return a message as it is sent, its length before it."""
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return len(data).to_bytes(_LENGTH_BYTES, "big") + data
+
+
+class Unpacker:
+    """Makes messages of the bytes that come, in whatever pieces."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def __call__(self, data: bytes) -> Iterator[Message]:
+        """Yield the messages that are whole by now."""
+        self._data += data
+        while len(self._data) >= _LENGTH_BYTES:
+            end = _LENGTH_BYTES + int.from_bytes(self._data[:_LENGTH_BYTES], "big")
+            if len(self._data) < end:
+                return
+            message: Message = pickle.loads(self._data[_LENGTH_BYTES:end])  # noqa: S301  from this program alone
+            del self._data[:end]
+            yield message
+
+
+class SocketChannel:
+    """A channel over a socket that nobody else can reach."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -133,14 +179,12 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=end))
 
     def send(self, message: Message) -> None:
-        """Send a message, or do nothing where the other end is gone; never waits."""
+        """See `Channel.send`."""
         if not self._writer.is_closing():
-            data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-            self._writer.write(len(data).to_bytes(_LENGTH_BYTES, "big"))
-            self._writer.write(data)
+            self._writer.write(packed(message))
 
     async def receive(self) -> Message | None:
-        """Return the next message, None where the other end is gone."""
+        """See `Channel.receive`."""
         try:
             length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "big")
             data = await self._reader.readexactly(length)

@@ -17,7 +17,7 @@ from bulkfetch.settings.fields import (
     Option,
     Settings,
 )
-from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, Environment, is_loopback
+from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, EngineName, Environment, is_loopback
 from bulkfetch.settings.loading import explain, load, unknown_variables
 from bulkfetch.settings.sources import ENV_PREFIX
 from bulkfetch.settings.values import PathText
@@ -31,6 +31,7 @@ __all__ = [
     "Building",
     "ClientCredentials",
     "Connection",
+    "EngineName",
     "Environment",
     "Option",
     "PathText",

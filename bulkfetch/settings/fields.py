@@ -19,7 +19,7 @@ from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import ManifestFormat
 from bulkfetch.paths import DEFAULT_TEMPLATE, TEMPLATE_FIELDS
 from bulkfetch.settings.credentials import ClientCredentials, StaticToken, one_line, read_secret
-from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, HOSTS, Environment
+from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, HOSTS, EngineName, Environment
 from bulkfetch.settings.sources import ENV_PREFIX, every_key, keys, read_toml
 from bulkfetch.settings.values import (
     BaseURL,
@@ -264,6 +264,19 @@ class Settings(Connection):
         default=None,
         description="processes that share the work and its bounds; by default as many as cores "
         "and patients are worth",
+    )
+    engine: Annotated[EngineName, Option(_SPEED, "NAME")] = Field(
+        default=EngineName.local,
+        description="where the work is done: local, or ray for a cluster (docs/ray.md)",
+    )
+    ray_address: Annotated[str | None, Option(_SPEED, "HOST:PORT")] = Field(
+        default=None,
+        min_length=1,
+        description="the cluster's head node, or local for a cluster of the run's own; by default "
+        "RAY_ADDRESS, or the cluster that this machine is in",
+    )
+    ray_workers: Annotated[int | None, Field(ge=1, le=1024), Option(_SPEED, "N")] = Field(
+        default=None, description="processes to ask the cluster for; by default one for each node"
     )
     strict_type: Annotated[bool, Option(_CARE)] = Field(
         default=False, description="fail an image whose bytes are of another type than declared"

@@ -1,4 +1,4 @@
-"""The hosts that the vendor names, and those that are this machine itself."""
+"""The hosts that the vendor names, and this machine itself; and what does the work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from enum import StrEnum
 # The storage behind signed URLs: https://cloud.google.com/storage/docs/request-endpoints.
 # A leading dot stands for the subdomains, which are buckets.
 GOOGLE_STORAGE_HOSTS = ("storage.googleapis.com", ".storage.googleapis.com")
+
+
+class EngineName(StrEnum):
+    """What starts a run's processes: this machine, or a cluster of Ray's."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Environment(StrEnum):
