@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 # What a node takes of memory for objects is of no use here.
 _ARE_TWO = """
@@ -29,9 +32,12 @@ class RayCluster:
         self.directory = directory
         self.address = f"{_own_address()}:{_free_port()}"
         self._nodes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start both nodes, and wait until they are there."""
         port = self.address.rpartition(":")[2]
         self._start(
-            "--head", f"--port={port}", f"--temp-dir={directory}", "--include-dashboard=false",
+            "--head", f"--port={port}", f"--temp-dir={self.directory}", "--include-dashboard=false",
         )  # fmt: skip
         self._wait_for("health-check", "--address", self.address)
         self.add_node()
@@ -86,9 +92,18 @@ class RayCluster:
 def ray_cluster() -> Iterator[RayCluster]:
     """Have a cluster of two nodes until the context ends."""
     # A socket's path is a hundred characters at most, and Ray adds most of them.
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as made:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as made,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        # A token of its own, whatever this user's home has; whoever has none is kept out.
+        token = Path(made, "token")
+        token.write_text(secrets.token_hex(32), "ascii")
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
         cluster = RayCluster(Path(made))
         try:
+            cluster.start()
             yield cluster
         finally:
             cluster.close()
@@ -108,7 +123,10 @@ def _environment() -> Mapping[str, str]:
 def _own_address() -> str:
     """Return the address that Ray gives a node, since it refuses to use loopback for one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"  # as Ray does where there is no network
         return str(probe.getsockname()[0])
 
 
