@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -238,6 +240,59 @@ def test_a_dead_store_ends_the_run_and_the_same_command_goes_on(
     again = run(simulator, manifest, s3_bucket)
     assert again.status == 0, again.err
     assert again.summary["images"]["unchanged"] > 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:s3cr3t@bucket/export",
+        "gs://bucket/export?X-Goog-Signature=s3cr3t",
+        "https://bucket.invalid/export?sig=s3cr3t",
+        "s3://bucket/..",
+        "s3://bucket/../export",
+        "s3://bucket//export",
+        "s3:///export",
+    ],
+)
+def test_a_url_that_is_no_archives_is_refused_and_no_secret_in_it_is_told(url: str) -> None:
+    done = bulkfetch("verify", url)
+    assert done.status == 2, done.err
+    assert len(done.err.splitlines()) == 1
+    assert "s3cr3t" not in done.err
+
+
+@pytest.mark.parametrize("prefix", ["a b/ü", "a%20b%2Fc", "50%", "A+B&C=~x"])
+def test_an_archive_lies_under_the_prefix_that_is_written(
+    simulator: Simulator, manifest: Path, either: Bucket, prefix: str
+) -> None:
+    out = f"{either.url}/{prefix}"
+    done = download(simulator, manifest, out)
+    assert done.status == 0, done.err
+    assert all(path.startswith(f"{prefix}/") for path in either.contents())
+    assert bulkfetch("verify", out).status == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "status", "bag", "download"])
+def test_without_the_extra_it_is_told_which_one_is_missing(
+    simulator: Simulator, manifest: Path, command: str
+) -> None:
+    arguments = {"bag": ["--tar", "-"], "download": ["--out", "s3://bucket/export"]}
+    named = manifest if command == "download" else "s3://bucket/export"
+    # A module that is None is one that is not installed.
+    code = (
+        "import sys; sys.modules['obstore'] = None; from bulkfetch.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, named, *arguments.get(command, [])],
+        env={**os.environ, **credentials(simulator)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'bulkfetch[cloud]'" in done.stderr
 
 
 def test_one_run_at_a_time_holds_the_bucket(

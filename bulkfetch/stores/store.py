@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import obstore
 from obstore import exceptions
@@ -301,13 +302,15 @@ def opened(url: str, retries: int) -> Store:
         raise ConfigurationError(
             f"{url} is none of the URLs that are known ({known}, each with a bucket; file://)"
         )
-    if any(part in ("", ".", "..") for part in (found["path"] or "").strip("/").split("/")[1:]):
+    path = (found["path"] or "").rstrip("/")
+    if any(part in ("", ".", "..") for part in path.split("/")[1:]):
         raise ConfigurationError(f"{url} has an empty name or dots in it: write it without them")
     # S3 refuses what does not arrive as it was sent; not all that speak it can delete in bulk.
     of_s3: Any = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
     try:
         store = from_url(
-            f"{scheme}://{found['bucket']}{(found['path'] or '').rstrip('/')}",
+            # As it stands: clouds' own tools take no %20 for a space, either.
+            f"{scheme}://{found['bucket']}{quote(path)}",
             config=of_s3 if scheme == "s3" else None,
             client_options={
                 "allow_http": _is_loopback(scheme),
