@@ -28,8 +28,10 @@ from tests.conftest import (
 )
 from tests.stores import (
     SECRET,
+    Answer,
     Bucket,
     Fault,
+    Forward,
     break_off,
     damage,
     forget,
@@ -536,3 +538,38 @@ def test_a_killed_run_goes_on_and_the_bucket_verifies(
     checked = bulkfetch("verify", out, "--manifest", manifest)
     assert checked.status == 0, checked.err
     assert not s3_bucket.unfinished_uploads()
+
+
+LISTS_IMAGES = r"^GET .*list-type.*prefix=export(/|%2F)(?!\.|%2E)"
+
+
+async def claimed_meanwhile(body: bytes, forward: Forward) -> Answer:
+    """Another writer does the same a moment before."""
+    await forward(body)
+    return await forward(body)
+
+
+def test_a_conflict_is_waited_for_and_no_image_is_taken_for_damaged(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    before = s3_bucket.contents()
+    for pattern in (r"^GET .*\.v1\.json", LISTS_IMAGES):
+        s3_bucket.proxy.strike(pattern, refuse(409, "OperationAborted"), skip=1, times=3)
+    again = run(simulator, manifest, s3_bucket, "--retries", "9")
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == 0
+    after = s3_bucket.contents()
+    assert {path: after[path] for path in before} == before
+    assert not any("/quarantine/" in path for path in after)
+
+
+def test_a_conflict_over_whose_archive_it_is_ends_no_run(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    s3_bucket.proxy.strike("^PUT .*archive.json", refuse(409, "ConditionalRequestConflict"))
+    s3_bucket.proxy.strike("^PUT .*archive.json", claimed_meanwhile, skip=1)
+    done = run(simulator, manifest, s3_bucket)
+    assert done.status == 0, done.err
+    identity = json.loads(s3_bucket.contents()["export/.bulkfetch/archive.json"])
+    assert identity["organization_id"]

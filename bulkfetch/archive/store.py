@@ -117,7 +117,7 @@ class StoreArchive:
                 if found is None:
                     # A shard beside this one may be doing the same.
                     with suppress(FileExistsError):
-                        patient.put(IDENTITY_PATH, _json(identity))
+                        patient.create(IDENTITY_PATH, _json(identity))
                     found = identity_for(StoreTree(patient), identity)
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
             writer = Writer(owner, "1", ())
@@ -362,9 +362,11 @@ class StoreArchive:
             if found.organization_id is None and self.writer is not None:
                 try:
                     self._store.put(IDENTITY_PATH, _json(identity), version)
-                except FileExistsError:
-                    what = "another writer is at archive.json"
-                    raise StoreError(errno.EBUSY, what, retryable=True) from None
+                except StoreError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
+                    # For the same organization, perhaps: that is to be looked at.
+                    raise StoreError(errno.EBUSY, error.strerror, retryable=True) from None
             self._identity = identity
 
 

@@ -161,17 +161,22 @@ class Store:
         for turn in range(self._tries):
             try:
                 with translated():
-                    done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
-                    return Version(done["e_tag"], done["version"])
-            except FileExistsError:
-                if mode == "create" or turn == self._tries - 1:
-                    raise
+                    return self._put(path, data, how)
             except StoreError as error:
                 # `obstore` itself tries nothing again that a store refused.
                 if not error.retryable or turn == self._tries - 1:
                     raise
             time.sleep(_TURN_S * 2**turn)
         raise AssertionError("the last try returns or raises")
+
+    def _put(self, path: str, data: bytes, how: Any) -> Version:
+        try:
+            done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
+        except exceptions.AlreadyExistsError:
+            if how != "create":
+                raise
+            raise FileExistsError(errno.EEXIST, "there is such an object already") from None
+        return Version(done["e_tag"], done["version"])
 
     def create(self, path: str, data: bytes) -> Version:
         """Write an object where there is none, or find that it is there already, byte for byte.
