@@ -573,3 +573,13 @@ def test_a_conflict_over_whose_archive_it_is_ends_no_run(
     assert done.status == 0, done.err
     identity = json.loads(s3_bucket.contents()["export/.bulkfetch/archive.json"])
     assert identity["organization_id"]
+
+
+def test_a_dry_run_lives_with_a_store_that_fails_now_and_then(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    for skip in (0, 1, 4):
+        s3_bucket.proxy.strike("^GET ", refuse(503, "SlowDown"), skip=skip)
+    done = run(simulator, manifest, s3_bucket, "--dry-run")
+    assert done.status == 0, done.err

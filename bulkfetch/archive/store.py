@@ -165,10 +165,9 @@ class StoreArchive:
         Raises:
             ArchiveMismatchError: it is another account's archive.
         """
-        store = open_store(url)
         with files.named(url):
-            found = identity_for(StoreTree(store), identity)
-        archive = cls(store, "", found or identity, again=again)
+            found = identity_for(StoreTree(open_store(url, retries=READ_RETRIES)), identity)
+        archive = cls(open_store(url), "", found or identity, again=again)
         try:
             yield archive
         finally:
