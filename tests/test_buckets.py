@@ -583,3 +583,21 @@ def test_a_dry_run_lives_with_a_store_that_fails_now_and_then(
         s3_bucket.proxy.strike("^GET ", refuse(503, "SlowDown"), skip=skip)
     done = run(simulator, manifest, s3_bucket, "--dry-run")
     assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("deletions", [0, 1])
+def test_what_is_half_in_quarantine_is_moved_to_its_end(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, deletions: int
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    before = s3_bucket.contents()
+    path, sidecar, _ = next(found for found in images(before) if found[2] is not None)
+    file = f"{path.rpartition('/')[0]}/{sidecar['file']['path']}"
+    put(s3_bucket, file, b"short", overwrite=True)
+    s3_bucket.proxy.strike(r"^DELETE .*\.v1\.", refuse(503, "SlowDown"), skip=deletions)
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == 1
+    assert s3_bucket.contents()[file] == before[file]
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 0, checked.out + checked.err

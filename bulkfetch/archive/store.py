@@ -343,7 +343,8 @@ class StoreArchive:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         known = self._store.level(there)[1]
         taken = {found.name for found in known}
-        for name in names_of(place, StoreFolder(self._store, place.directory).names):
+        # The first sidecar is the last to go: what is broken off before is damaged still.
+        for name in reversed(names_of(place, StoreFolder(self._store, place.directory).names)):
             again = (f"{name}~{number}" for number in itertools.count(2))
             free = next(n for n in itertools.chain([name], again) if n not in taken)
             self._store.copy(f"{place.directory}/{name}", f"{there}/{free}")
