@@ -15,8 +15,8 @@ from enum import StrEnum
 from tqdm import tqdm
 
 HIDDEN = "[hidden]"
-_QUERY = re.compile(r"(?i)(https?://[^\s?\"'<>]+)\?[^\s\"'<>]*")
-_USER = re.compile(r"(?i)(https?://)[^\s/?#\"'<>]+@")
+_QUERY = re.compile(r"(?i)((?:https?|s3|gs|az)://[^\s?\"'<>]+)\?[^\s\"'<>]*")
+_USER = re.compile(r"(?i)((?:https?|s3|gs|az)://)[^\s/?#\"'<>]+@")
 # A value in quotes may hold anything; one without ends where the next begins.
 _CREDENTIAL = re.compile(
     r"(?i)(\bbearer\s+|(?:signature|credential|googleaccessid|access_token|client_secret)"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,8 +28,10 @@ from tests.conftest import (
 )
 from tests.stores import (
     SECRET,
+    Answer,
     Bucket,
     Fault,
+    Forward,
     break_off,
     damage,
     forget,
@@ -238,6 +242,59 @@ def test_a_dead_store_ends_the_run_and_the_same_command_goes_on(
     again = run(simulator, manifest, s3_bucket)
     assert again.status == 0, again.err
     assert again.summary["images"]["unchanged"] > 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:s3cr3t@bucket/export",
+        "gs://bucket/export?X-Goog-Signature=s3cr3t",
+        "https://bucket.invalid/export?sig=s3cr3t",
+        "s3://bucket/..",
+        "s3://bucket/../export",
+        "s3://bucket//export",
+        "s3:///export",
+    ],
+)
+def test_a_url_that_is_no_archives_is_refused_and_no_secret_in_it_is_told(url: str) -> None:
+    done = bulkfetch("verify", url)
+    assert done.status == 2, done.err
+    assert len(done.err.splitlines()) == 1
+    assert "s3cr3t" not in done.err
+
+
+@pytest.mark.parametrize("prefix", ["a b/ü", "a%20b%2Fc", "50%", "A+B&C=~x"])
+def test_an_archive_lies_under_the_prefix_that_is_written(
+    simulator: Simulator, manifest: Path, either: Bucket, prefix: str
+) -> None:
+    out = f"{either.url}/{prefix}"
+    done = download(simulator, manifest, out)
+    assert done.status == 0, done.err
+    assert all(path.startswith(f"{prefix}/") for path in either.contents())
+    assert bulkfetch("verify", out).status == 0
+
+
+@pytest.mark.parametrize("command", ["verify", "status", "bag", "download"])
+def test_without_the_extra_it_is_told_which_one_is_missing(
+    simulator: Simulator, manifest: Path, command: str
+) -> None:
+    arguments = {"bag": ["--tar", "-"], "download": ["--out", "s3://bucket/export"]}
+    named = manifest if command == "download" else "s3://bucket/export"
+    # A module that is None is one that is not installed.
+    code = (
+        "import sys; sys.modules['obstore'] = None; from bulkfetch.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, named, *arguments.get(command, [])],
+        env={**os.environ, **credentials(simulator)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "pip install 'bulkfetch[cloud]'" in done.stderr
 
 
 def test_one_run_at_a_time_holds_the_bucket(
@@ -481,3 +538,66 @@ def test_a_killed_run_goes_on_and_the_bucket_verifies(
     checked = bulkfetch("verify", out, "--manifest", manifest)
     assert checked.status == 0, checked.err
     assert not s3_bucket.unfinished_uploads()
+
+
+LISTS_IMAGES = r"^GET .*list-type.*prefix=export(/|%2F)(?!\.|%2E)"
+
+
+async def claimed_meanwhile(body: bytes, forward: Forward) -> Answer:
+    """Another writer does the same a moment before."""
+    await forward(body)
+    return await forward(body)
+
+
+def test_a_conflict_is_waited_for_and_no_image_is_taken_for_damaged(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    before = s3_bucket.contents()
+    for pattern in (r"^GET .*\.v1\.json", LISTS_IMAGES):
+        s3_bucket.proxy.strike(pattern, refuse(409, "OperationAborted"), skip=1, times=3)
+    again = run(simulator, manifest, s3_bucket, "--retries", "9")
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == 0
+    after = s3_bucket.contents()
+    assert {path: after[path] for path in before} == before
+    assert not any("/quarantine/" in path for path in after)
+
+
+def test_a_conflict_over_whose_archive_it_is_ends_no_run(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    s3_bucket.proxy.strike("^PUT .*archive.json", refuse(409, "ConditionalRequestConflict"))
+    s3_bucket.proxy.strike("^PUT .*archive.json", claimed_meanwhile, skip=1)
+    done = run(simulator, manifest, s3_bucket)
+    assert done.status == 0, done.err
+    identity = json.loads(s3_bucket.contents()["export/.bulkfetch/archive.json"])
+    assert identity["organization_id"]
+
+
+def test_a_dry_run_lives_with_a_store_that_fails_now_and_then(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    for skip in (0, 1, 4):
+        s3_bucket.proxy.strike("^GET ", refuse(503, "SlowDown"), skip=skip)
+    done = run(simulator, manifest, s3_bucket, "--dry-run")
+    assert done.status == 0, done.err
+
+
+@pytest.mark.parametrize("deletions", [0, 1])
+def test_what_is_half_in_quarantine_is_moved_to_its_end(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, deletions: int
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    before = s3_bucket.contents()
+    path, sidecar, _ = next(found for found in images(before) if found[2] is not None)
+    file = f"{path.rpartition('/')[0]}/{sidecar['file']['path']}"
+    put(s3_bucket, file, b"short", overwrite=True)
+    s3_bucket.proxy.strike(r"^DELETE .*\.v1\.", refuse(503, "SlowDown"), skip=deletions)
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    assert again.summary["images"]["downloaded"] == 1
+    assert s3_bucket.contents()[file] == before[file]
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 0, checked.out + checked.err

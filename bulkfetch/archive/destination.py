@@ -21,9 +21,11 @@ def tree_at(out: str) -> Tree:
     out = file_path(out)
     if not is_url(out):
         return LocalTree(Path(out).resolve())
+    # First, since it says which extra is missing.
+    store = open_store(out, retries=READ_RETRIES)
     from bulkfetch.archive.store_tree import StoreTree  # noqa: PLC0415  an extra
 
-    return StoreTree(open_store(out, retries=READ_RETRIES))
+    return StoreTree(store)
 
 
 class Destination:
@@ -47,6 +49,8 @@ class Destination:
         if not is_url(self._out):
             LocalArchive.check(self._out, identity)
             return
+        # First, since it says which extra is missing.
+        open_store(self._out)
         from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
 
         StoreArchive.check(self._out, identity)

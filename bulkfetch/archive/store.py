@@ -117,7 +117,7 @@ class StoreArchive:
                 if found is None:
                     # A shard beside this one may be doing the same.
                     with suppress(FileExistsError):
-                        patient.put(IDENTITY_PATH, _json(identity))
+                        patient.create(IDENTITY_PATH, _json(identity))
                     found = identity_for(StoreTree(patient), identity)
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
             writer = Writer(owner, "1", ())
@@ -165,10 +165,9 @@ class StoreArchive:
         Raises:
             ArchiveMismatchError: it is another account's archive.
         """
-        store = open_store(url)
         with files.named(url):
-            found = identity_for(StoreTree(store), identity)
-        archive = cls(store, "", found or identity, again=again)
+            found = identity_for(StoreTree(open_store(url, retries=READ_RETRIES)), identity)
+        archive = cls(open_store(url), "", found or identity, again=again)
         try:
             yield archive
         finally:
@@ -344,7 +343,8 @@ class StoreArchive:
         there = f"{PRIVATE}/quarantine/{self._run_id}/{place.directory}"
         known = self._store.level(there)[1]
         taken = {found.name for found in known}
-        for name in names_of(place, StoreFolder(self._store, place.directory).names):
+        # The first sidecar is the last to go: what is broken off before is damaged still.
+        for name in reversed(names_of(place, StoreFolder(self._store, place.directory).names)):
             again = (f"{name}~{number}" for number in itertools.count(2))
             free = next(n for n in itertools.chain([name], again) if n not in taken)
             self._store.copy(f"{place.directory}/{name}", f"{there}/{free}")
@@ -362,9 +362,11 @@ class StoreArchive:
             if found.organization_id is None and self.writer is not None:
                 try:
                     self._store.put(IDENTITY_PATH, _json(identity), version)
-                except FileExistsError:
-                    what = "another writer is at archive.json"
-                    raise StoreError(errno.EBUSY, what, retryable=True) from None
+                except StoreError as error:
+                    if error.errno != errno.EBUSY:
+                        raise
+                    # For the same organization, perhaps: that is to be looked at.
+                    raise StoreError(errno.EBUSY, error.strerror, retryable=True) from None
             self._identity = identity
 
 

@@ -34,16 +34,17 @@ def translated() -> Iterator[None]:
     """Turn every error of `obstore` into an `OSError` that says what a person can use.
 
     Raises:
-        FileExistsError, FileNotFoundError, StoreError: as the store answered.
+        FileNotFoundError, StoreError: as the store answered.
     """
     try:
         yield
     except exceptions.AlreadyExistsError:
-        raise FileExistsError(errno.EEXIST, "there is such an object already") from None
+        # 409: only of what was to be put where there is nothing may it mean more (`Store.put`).
+        raise StoreError(errno.EAGAIN, "another writer is at it", retryable=True) from None
     except (exceptions.NotFoundError, FileNotFoundError):
         what = "there is no such object, or no such bucket"
         raise FileNotFoundError(errno.ENOENT, what) from None
-    except StoreError:
+    except (StoreError, FileExistsError):
         raise
     except exceptions.PreconditionError:
         raise StoreError(errno.EBUSY, "another writer changed it meanwhile") from None
@@ -66,7 +67,7 @@ def _failure(error: Exception) -> StoreError:
         return StoreError(errno.ENOENT, "there is no such bucket")
     if not status and "redirect" in text:
         return StoreError(errno.EIO, "the store redirects: is the region right?")
-    if status in ("", "408", "429") or status.startswith("5") or code in _PASSES:
+    if status in ("", "408", "409", "429") or status.startswith("5") or code in _PASSES:
         what = f"the store answered {said}" if said else "the store does not answer"
         return StoreError(errno.EIO, what, retryable=True)
     return StoreError(errno.EIO, f"the store answered {said}: are bucket and region right?")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 import obstore
 from obstore import exceptions
@@ -160,17 +161,22 @@ class Store:
         for turn in range(self._tries):
             try:
                 with translated():
-                    done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
-                    return Version(done["e_tag"], done["version"])
-            except FileExistsError:
-                if mode == "create" or turn == self._tries - 1:
-                    raise
+                    return self._put(path, data, how)
             except StoreError as error:
                 # `obstore` itself tries nothing again that a store refused.
                 if not error.retryable or turn == self._tries - 1:
                     raise
             time.sleep(_TURN_S * 2**turn)
         raise AssertionError("the last try returns or raises")
+
+    def _put(self, path: str, data: bytes, how: Any) -> Version:
+        try:
+            done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
+        except exceptions.AlreadyExistsError:
+            if how != "create":
+                raise
+            raise FileExistsError(errno.EEXIST, "there is such an object already") from None
+        return Version(done["e_tag"], done["version"])
 
     def create(self, path: str, data: bytes) -> Version:
         """Write an object where there is none, or find that it is there already, byte for byte.
@@ -301,13 +307,15 @@ def opened(url: str, retries: int) -> Store:
         raise ConfigurationError(
             f"{url} is none of the URLs that are known ({known}, each with a bucket; file://)"
         )
-    if any(part in ("", ".", "..") for part in (found["path"] or "").strip("/").split("/")[1:]):
+    path = (found["path"] or "").rstrip("/")
+    if any(part in ("", ".", "..") for part in path.split("/")[1:]):
         raise ConfigurationError(f"{url} has an empty name or dots in it: write it without them")
     # S3 refuses what does not arrive as it was sent; not all that speak it can delete in bulk.
     of_s3: Any = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
     try:
         store = from_url(
-            f"{scheme}://{found['bucket']}{(found['path'] or '').rstrip('/')}",
+            # As it stands: clouds' own tools take no %20 for a space, either.
+            f"{scheme}://{found['bucket']}{quote(path)}",
             config=of_s3 if scheme == "s3" else None,
             client_options={
                 "allow_http": _is_loopback(scheme),
