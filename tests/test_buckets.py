@@ -320,6 +320,23 @@ def test_a_lost_part_is_never_taken_for_a_whole_body(
     assert result.status == 0 or result.summary["images"]["failed"], result.err
 
 
+def test_a_part_that_arrives_damaged_is_found_and_the_object_goes(
+    serve: Serve, tmp_path: Path, either: Bucket
+) -> None:
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    manifest = write_manifest(tmp_path / "one.csv", list(simulator.patient_ids()))
+    either.proxy.strike("^PUT .*partNumber=2", damage, times=1)
+    result = run(simulator, manifest, either)
+    assert result.status == 0, result.err
+    contents = either.contents()
+    held = [(sidecar, data) for _, sidecar, data in images(contents) if data is not None]
+    assert held
+    for sidecar, data in held:
+        assert hashlib.sha256(data).hexdigest() == sidecar["file"]["sha256"]
+    assert sum(len(data) > 10**7 for data in contents.values()) == len(held)
+    assert not either.unfinished_uploads()
+
+
 def test_what_is_damaged_in_a_bucket_is_kept_aside_and_fetched_anew(
     simulator: Simulator, manifest: Path, either: Bucket
 ) -> None:
