@@ -484,3 +484,17 @@ def test_a_copy_of_a_bucket_on_a_disk_is_the_same_archive(
     assert again.status == 0, again.err
     assert again.summary["images"]["downloaded"] == 0
     assert bulkfetch("verify", tmp_path / "export").status == 0
+
+
+@pytest.mark.parametrize("endpoint", ["http://store.invalid", "http://127.0.0.1.invalid:9000"])
+def test_http_is_for_this_machine_alone(
+    simulator: Simulator,
+    manifest: Path,
+    s3_bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    result = run(simulator, manifest, s3_bucket)
+    assert result.status == 2
+    assert "only HTTPS is safe" in result.err
