@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints a table for each, and saves them all.
 
-python -m benchmarks                        all but `memory`, `ray` and `scale`, which take minutes
+python -m benchmarks                        all but `bucket`, `bodies`, `memory`, `ray` and `scale`
 python -m benchmarks small large --rounds 5
 python -m benchmarks --quick                a hundredth of the size, to see that it works
 """
@@ -12,20 +12,18 @@ import csv
 import json
 import os
 import platform
-import shutil
 import statistics
 import sys
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from benchmarks.bench import Bench
+from benchmarks.bucket import bodies, bucket
 from benchmarks.measure import Cost, run
 from benchmarks.peers import OURS, PEERS, bulkfetch
 from benchmarks.scale import SWEEPS
-from benchmarks.server import Served, find_nginx, serving
+from benchmarks.server import find_nginx
 from tests.raycluster import ray_cluster
 
 QUERIES, DOWNLOADS = 32, 64
@@ -33,46 +31,6 @@ API_S, STORAGE_S = 0.05, 0.03
 
 
 RESULTS = Path("build/bench")
-
-
-class Bench:
-    """What all benchmarks share: their size, and where they work."""
-
-    def __init__(self, *, rounds: int, divisor: int, save: Path) -> None:
-        self.rounds = rounds
-        self.divisor = divisor
-        self.save = save
-        memory = Path("/dev/shm")
-        self.scratch = memory if os.access(memory, os.W_OK) else Path(tempfile.gettempdir())
-        self.results: dict[str, list[dict[str, Any]]] = {}
-
-    @contextmanager
-    def served(self, **fields: Any) -> Iterator[Served]:  # noqa: ANN401  as `serving` takes them
-        """Serve from memory."""
-        with (
-            tempfile.TemporaryDirectory(dir=self.scratch, prefix="bulkfetch-bench-") as directory,
-            serving(Path(directory) / "server", **fields) as served,
-        ):
-            os.environ |= {"BULKFETCH_API_URL": served.url, "BULKFETCH_TOKEN": "benchmark"}
-            yield served
-
-    @contextmanager
-    def directory(self, parent: Path | None = None) -> Iterator[Path]:
-        """A fresh directory, in memory unless another is named."""
-        made = tempfile.mkdtemp(dir=parent or self.scratch, prefix="bulkfetch-bench-")
-        try:
-            yield Path(made)
-        finally:
-            shutil.rmtree(made)
-
-    def tell(self, title: str, rows: list[dict[str, Any]]) -> None:
-        """Print a table."""
-        self.results[title] = rows
-        names = list(rows[0])
-        print(f"\n{title}\n")
-        print("| " + " | ".join(names) + " |\n|" + " --- |" * len(names))
-        for row in rows:
-            print("| " + " | ".join(str(row[name]) for name in names) + " |", flush=True)
 
 
 def _against_peers(bench: Bench, title: str, images: int, size_bytes: int) -> None:
@@ -351,8 +309,26 @@ def scale(bench: Bench) -> None:
 
 
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    f.__name__: f for f in (small, large, disk, latency, again, prove, startup, memory, ray, scale)
+    f.__name__: f
+    for f in (
+        small,
+        large,
+        disk,
+        latency,
+        again,
+        prove,
+        startup,
+        bucket,
+        bodies,
+        memory,
+        ray,
+        scale,
+    )
 }
+
+
+# They take minutes, or packages besides.
+_BY_NAME = ("bucket", "bodies", "memory", "ray", "scale")
 
 
 def main() -> None:
@@ -365,7 +341,7 @@ def main() -> None:
         "--save", type=Path, default=RESULTS, metavar="DIRECTORY", help="for what `scale` draws"
     )
     given = parser.parse_args()
-    names = given.names or [name for name in BENCHMARKS if name not in ("memory", "ray", "scale")]
+    names = given.names or [name for name in BENCHMARKS if name not in _BY_NAME]
     given.save.mkdir(parents=True, exist_ok=True)
     bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1, save=given.save)
     versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}

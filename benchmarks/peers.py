@@ -39,7 +39,7 @@ def _bulkfetch(served: Served, out: Path) -> Sequence[str | Path]:
     return bulkfetch(served, out, "--no-fsync")
 
 
-def bulkfetch(served: Served, out: Path, *options: str) -> Sequence[str | Path]:
+def bulkfetch(served: Served, out: Path | str, *options: str) -> Sequence[str | Path]:
     """The command for the whole job; a static token and the API's URL come from the environment."""
     return [
         sys.executable, "-m", "bulkfetch", "download", served.manifest, "--out", out,

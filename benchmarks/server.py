@@ -102,7 +102,7 @@ def serving(
     `without_images` is how many patients more there are. With `latency_s`, of API and storage, they
     are served by `slow`; without, by nginx or, where that is missing, by `slow` in no time.
     """
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     served = _make(
         root, url, images, size_bytes,
@@ -118,7 +118,7 @@ def serving(
         command = [nginx, "-p", str(root), "-c", str(root / "nginx.conf"), *user]
     process = subprocess.Popen(command)
     try:
-        _wait_for(port, process)
+        wait_for(port, process)
         yield served
     finally:
         process.terminate()
@@ -216,13 +216,13 @@ def _uuid(chance: random.Random) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
-def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -28,6 +28,15 @@ from yarl import URL
 SECRET = "secret-that-nobody-may-print"
 """Part of every environment that reaches a store."""
 
+SIGNATURE_WORDS = {
+    "Message": "The-request-signature-we-calculated",
+    "AWSAccessKeyId": "AKIATHEKEYTHATISSHOWN",
+    "StringToSign": "AWS4-HMAC-SHA256-20260203T040506Z",
+    "SignatureProvided": "5ca1ab1e0ff1ce",
+    "CanonicalRequest": "PUT-x-amz-security-token:session-token",
+}
+"""What no line and no file may hold of such an answer."""
+
 # moto answers until its standard input is closed, so that it dies with whoever started it.
 _MOTO = """
 import logging
@@ -91,6 +100,13 @@ def refuse(status: int, code: str) -> Fault:
         return _refusal(status, code)
 
     return fault
+
+
+async def refuse_signature(_: bytes, forward: Forward) -> Answer:
+    """What S3 answers to a wrong key: it quotes what was signed, and whose key it is."""
+    told = "".join(f"<{name}>{word}</{name}>" for name, word in SIGNATURE_WORDS.items())
+    body = f"<?xml version='1.0'?><Error><Code>SignatureDoesNotMatch</Code>{told}</Error>"
+    return Answer(403, CIMultiDict({"Content-Type": "application/xml"}), body.encode())
 
 
 async def hang_up(_: bytes, forward: Forward) -> Answer:

@@ -28,6 +28,7 @@ from tests.conftest import (
 )
 from tests.stores import (
     SECRET,
+    SIGNATURE_WORDS,
     Answer,
     Bucket,
     Fault,
@@ -38,6 +39,7 @@ from tests.stores import (
     hang_up,
     lose,
     refuse,
+    refuse_signature,
 )
 from tests.test_bag import validate
 
@@ -297,6 +299,53 @@ def test_without_the_extra_it_is_told_which_one_is_missing(
     assert "pip install 'bulkfetch[cloud]'" in done.stderr
 
 
+@pytest.mark.parametrize("skip", [0, 8], ids=["at-once", "later"])
+def test_what_a_store_quotes_of_a_refused_signature_is_shown_nowhere(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, skip: int
+) -> None:
+    log = ("--log-level", "debug")
+    s3_bucket.proxy.strike(r"^(GET|PUT|HEAD|DELETE)", refuse_signature, skip=skip, times=10**6)
+    out = f"{s3_bucket.url}/export"
+    told = [
+        run(simulator, manifest, s3_bucket, *log),
+        bulkfetch("status", out),
+        bulkfetch("verify", out),
+        run(simulator, f"{out}/patients.csv", s3_bucket, *log),
+    ]
+    assert all(result.status for result in told)
+    assert "refused the credentials" in told[0].err
+    s3_bucket.proxy.rules.clear()
+    written = b"".join(s3_bucket.contents().values()).decode("utf-8", "replace")
+    shown = "".join(result.out + result.err for result in told) + written
+    for word in (SECRET, *SIGNATURE_WORDS.values()):
+        assert word not in shown
+
+
+def test_every_object_is_encrypted_as_the_environment_says(
+    serve: Serve, tmp_path: Path, s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    monkeypatch.setenv("AWS_SERVER_SIDE_ENCRYPTION", "aws:kms")
+    monkeypatch.setenv("AWS_SSE_KMS_KEY_ID", key)
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    long = write_manifest(tmp_path / "long.csv", list(simulator.patient_ids()))
+    result = run(simulator, long, s3_bucket)
+    assert result.status == 0, result.err
+    short = serve(patients=6)
+    many = write_manifest(tmp_path / "many.csv", list(short.patient_ids()))
+    assert download(short, many, f"{s3_bucket.url}/short").status == 0
+    # The parts of an upload are encrypted as its beginning says.
+    writes = [
+        asked
+        for asked in s3_bucket.proxy.asked
+        if re.match(r"PUT [^?]+$|POST .*[?]uploads", asked.what)
+    ]
+    assert {asked.what.partition(" ")[0] for asked in writes} == {"PUT", "POST"}
+    for asked in writes:
+        assert asked.headers["x-amz-server-side-encryption"] == "aws:kms", asked.what
+        assert asked.headers["x-amz-server-side-encryption-aws-kms-key-id"] == key, asked.what
+
+
 def test_one_run_at_a_time_holds_the_bucket(
     serve: Serve, manifest: Path, s3_bucket: Bucket
 ) -> None:
@@ -320,6 +369,27 @@ def test_one_run_at_a_time_holds_the_bucket(
     third = run(serve(patients=6), manifest, s3_bucket)
     assert third.status == 0, third.err
     assert not any("lease" in path for path in s3_bucket.contents())
+
+
+def test_a_run_killed_in_the_middle_leaves_what_the_next_one_finishes_in_the_bucket(
+    serve: Serve, s3_bucket: Bucket, tmp_path: Path
+) -> None:
+    simulator = serve(patients=40, storage_latency_s=0.2)
+    manifest = write_manifest(tmp_path / "forty.csv", list(simulator.patient_ids()))
+    out = f"{s3_bucket.url}/export"
+    arguments: list[str | Path] = ["download", manifest, "--out", out, "--progress=none"]
+    with start_bulkfetch(arguments, credentials(simulator)) as first:
+        while s3_bucket.proxy.count(r"^PUT /\S+v1\.json") < 20:
+            time.sleep(0.01)
+        first.kill()
+        first.communicate()
+    for _, sidecar, held in images(s3_bucket.contents()):
+        assert held is None or hashlib.sha256(held).hexdigest() == sidecar["file"]["sha256"]
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    assert again.summary["images"]["unchanged"] > 0 < again.summary["images"]["downloaded"]
+    sound = bulkfetch("verify", out, "--manifest", manifest)
+    assert sound.status == 0, sound.err
 
 
 def test_shards_write_side_by_side_and_are_added_up(
@@ -376,6 +446,23 @@ def test_a_lost_part_is_never_taken_for_a_whole_body(
     for _, sidecar, held in images(s3_bucket.contents()):
         assert held is None or hashlib.sha256(held).hexdigest() == sidecar["file"]["sha256"]
     assert result.status == 0 or result.summary["images"]["failed"], result.err
+
+
+def test_a_part_that_arrives_damaged_is_found_and_the_object_goes(
+    serve: Serve, tmp_path: Path, either: Bucket
+) -> None:
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    manifest = write_manifest(tmp_path / "one.csv", list(simulator.patient_ids()))
+    either.proxy.strike("^PUT .*partNumber=2", damage, times=1)
+    result = run(simulator, manifest, either)
+    assert result.status == 0, result.err
+    contents = either.contents()
+    held = [(sidecar, data) for _, sidecar, data in images(contents) if data is not None]
+    assert held
+    for sidecar, data in held:
+        assert hashlib.sha256(data).hexdigest() == sidecar["file"]["sha256"]
+    assert sum(len(data) > 10**7 for data in contents.values()) == len(held)
+    assert not either.unfinished_uploads()
 
 
 def test_what_is_damaged_in_a_bucket_is_kept_aside_and_fetched_anew(
@@ -601,3 +688,17 @@ def test_what_is_half_in_quarantine_is_moved_to_its_end(
     assert s3_bucket.contents()[file] == before[file]
     checked = bulkfetch("verify", f"{s3_bucket.url}/export")
     assert checked.status == 0, checked.out + checked.err
+
+
+@pytest.mark.parametrize("endpoint", ["http://store.invalid", "http://127.0.0.1.invalid:9000"])
+def test_http_is_for_this_machine_alone(
+    simulator: Simulator,
+    manifest: Path,
+    s3_bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    result = run(simulator, manifest, s3_bucket)
+    assert result.status == 2
+    assert "only HTTPS is safe" in result.err

@@ -11,7 +11,7 @@ from bulkfetch.pipeline import crew
 from bulkfetch.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("docs/reliability.md", "SECURITY.md")
+PAGES = ("docs/reliability.md", "docs/buckets.md", "SECURITY.md")
 
 
 def test_every_test_that_a_page_names_exists() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 
 from bulkfetch.errors import ConnectionFailedError
@@ -48,11 +47,7 @@ class StoreFolder:
 
     def sha256(self, name: str) -> str:
         """See `Folder.sha256`."""
-        self._object(name)
-        digest = hashlib.sha256()
-        for block in self._store.blocks(f"{self._path}/{name}"):
-            digest.update(block)
-        return digest.hexdigest()
+        return self._store.sha256(self._object(name).path)
 
     def _object(self, name: str) -> Object:
         if name not in self._found:

@@ -53,11 +53,14 @@ class Uploader(Protocol):
             DestinationError: it failed.
         """
 
-    async def put_image(self, path: str, data: bytes, sha256: str) -> str:
+    async def put_image(self, path: str, data: bytearray, sha256: str) -> str:
         """Put a whole image, and return its path, which may be another."""
 
     def begun(self, path: str) -> Upload:
         """Begin to put an image by parts, at a path that is like this one, and free."""
+
+    def finish(self, upload: Upload, sha256: str) -> None:
+        """Make the image of its parts, and see that it has this digest."""
 
 
 class StoreStage:
@@ -68,10 +71,11 @@ class StoreStage:
     def __init__(self, uploader: Uploader, place: Place) -> None:
         self.place = place
         self._uploader = uploader
-        self._pending: list[bytes] = []
-        self._pending_bytes = 0
+        # Grown in place: pieces to be joined would take twice the room, and leave holes behind.
+        self._pending = bytearray()
         self._taken_bytes = 0
         self._upload: Upload | None = None
+        self._is_whole = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,7 +87,7 @@ class StoreStage:
         traceback: TracebackType | None,
     ) -> None:
         self._give_back()
-        if self._upload is not None and not self._upload.is_whole:
+        if self._upload is not None and not self._is_whole:
             dropping = asyncio.get_running_loop().run_in_executor(None, self._upload.drop)
             with suppress(OSError):
                 await files.to_its_end(dropping)
@@ -101,15 +105,14 @@ class StoreStage:
 
     async def write(self, data: bytes) -> None:
         """See `Stage.write`."""
-        self._pending.append(data)
-        self._pending_bytes += len(data)
-        if self._pending_bytes <= PART_BYTES:
+        self._pending += data
+        if len(self._pending) <= PART_BYTES:
             return
         if self._upload is None:
-            if self._pending_bytes <= WHOLE_BYTES and self._uploader.memory.take(len(data)):
+            if len(self._pending) <= WHOLE_BYTES and self._uploader.memory.take(len(data)):
                 self._taken_bytes += len(data)
                 return
-            path = f"{self.place.directory}/{self.place.file(_ending(self._pending[0]))}"
+            path = f"{self.place.directory}/{self.place.file(_ending(self._pending))}"
             self._upload = await self._uploader.run(lambda: self._uploader.begun(path))
         await self._spill(self._upload)
 
@@ -121,17 +124,17 @@ class StoreStage:
         """
         path = f"{self.place.directory}/{name}"
         if self._upload is None:
-            path = await self._uploader.put_image(path, b"".join(self._pending), sha256)
+            path = await self._uploader.put_image(path, self._pending, sha256)
         else:
-            await self._spill(self._upload)
-            await self._uploader.run(self._upload.finish)
-            path = self._upload.path
+            upload = self._upload
+            await self._spill(upload)
+            await self._uploader.run(lambda: self._uploader.finish(upload, sha256))
+            path = upload.path
+        self._is_whole = True
         return path.rpartition("/")[2]
 
     async def _spill(self, upload: Upload) -> None:
-        data = b"".join(self._pending)
-        self._pending.clear()
-        self._pending_bytes = 0
+        data, self._pending = self._pending, bytearray()
         self._give_back()
         await self._uploader.run(lambda: upload.write(data))
 
@@ -140,6 +143,6 @@ class StoreStage:
         self._taken_bytes = 0
 
 
-def _ending(head: bytes) -> str:
+def _ending(head: bytearray) -> str:
     # What it was declared as is not known here; a page is refused later.
-    return EXTENSIONS.get(media_type_of(head[:HEAD_BYTES], "html, xml"), "bin")
+    return EXTENSIONS.get(media_type_of(bytes(head[:HEAD_BYTES]), "html, xml"), "bin")

@@ -48,9 +48,6 @@ def translated() -> Iterator[None]:
         raise
     except exceptions.PreconditionError:
         raise StoreError(errno.EBUSY, "another writer changed it meanwhile") from None
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-        what = f"the store refused the credentials, or they may not do this ({_said(error)})"
-        raise StoreError(errno.EACCES, what) from None
     except (exceptions.BaseError, OSError) as error:
         raise _failure(error) from None
     except ValueError:
@@ -62,6 +59,10 @@ def _failure(error: Exception) -> StoreError:
     status, _, code = said.partition(" ")
     if _METADATA_HOST in text:
         what = "no credentials are set (AWS_*, GOOGLE_* or AZURE_*), and this machine has none"
+        return StoreError(errno.EACCES, what)
+    # Of a listing it is an error of no kind, so that only the status tells.
+    if status in ("401", "403"):
+        what = f"the store refused the credentials, or they may not do this ({said})"
         return StoreError(errno.EACCES, what)
     if code == "NoSuchBucket":
         return StoreError(errno.ENOENT, "there is no such bucket")

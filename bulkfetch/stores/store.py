@@ -7,6 +7,7 @@ signal when it ends soon after (https://github.com/PyO3/pyo3-async-runtimes/issu
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import time
@@ -113,6 +114,18 @@ class Store:
             for block in obstore.get(self._store, path).stream(min_chunk_size=_READ_BYTES):
                 yield bytes(block)
 
+    def sha256(self, path: str) -> str:
+        """Return the digest of an object's bytes, in hex.
+
+        Raises:
+            FileNotFoundError: there is none.
+            StoreError: it cannot be read, or not to its end.
+        """
+        digest = hashlib.sha256()
+        for block in self.blocks(path):
+            digest.update(block)
+        return digest.hexdigest()
+
     def range(self, path: str, start: int, length: int) -> bytes:
         """Return some of an object's bytes.
 
@@ -145,7 +158,10 @@ class Store:
             return below, [_object(meta) for meta in found["objects"]]
 
     def put(
-        self, path: str, data: bytes, mode: Literal["create", "overwrite"] | Version = "create"
+        self,
+        path: str,
+        data: bytes | bytearray,
+        mode: Literal["create", "overwrite"] | Version = "create",
     ) -> Version:
         """Write an object: only where there is none, over whatever is there, or over one version.
 
@@ -169,7 +185,7 @@ class Store:
             time.sleep(_TURN_S * 2**turn)
         raise AssertionError("the last try returns or raises")
 
-    def _put(self, path: str, data: bytes, how: Any) -> Version:
+    def _put(self, path: str, data: bytes | bytearray, how: Any) -> Version:  # noqa: ANN401  as `obstore` has it
         try:
             done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
         except exceptions.AlreadyExistsError:
@@ -178,7 +194,7 @@ class Store:
             raise FileExistsError(errno.EEXIST, "there is such an object already") from None
         return Version(done["e_tag"], done["version"])
 
-    def create(self, path: str, data: bytes) -> Version:
+    def create(self, path: str, data: bytes | bytearray) -> Version:
         """Write an object where there is none, or find that it is there already, byte for byte.
 
         Stores answer the same where an object is there, where another writer is at it just now,
@@ -252,20 +268,16 @@ class Store:
 
 
 class Upload:
-    """A long object on its way, by parts; either `finish` or `drop` ends it.
-
-    Attributes:
-        is_whole: whether it is there.
-    """
+    """A long object on its way, by parts; `finish` makes it, and `drop` undoes that, too."""
 
     def __init__(self, store: Store, path: str, writer: WritableFile) -> None:
         self.path = path
-        self.is_whole = False
+        self._is_made = False
         self._store = store
         self._writer = writer.__enter__()
         self._size = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Add bytes.
 
         Raises:
@@ -283,17 +295,20 @@ class Upload:
         """
         with translated():
             self._writer.close()
-        self.is_whole = True
+        self._is_made = True
         if (size := self._store.head(self.path).size) != self._size:
             what = f"the store has {size} bytes of {self._size}"
             raise StoreError(errno.EIO, what, retryable=True)
 
     def drop(self) -> None:
-        """Have the store forget its parts.
+        """Have the store forget its parts, or the object that they made.
 
         Raises:
             StoreError: it could not be told so; a rule of the bucket's can see to what is left.
         """
+        if self._is_made:
+            self._store.delete(self.path)
+            return
         with translated():
             self._writer.__exit__(StoreError, StoreError(errno.ECANCELED, "dropped"), None)
 
