@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints a table for each, and saves them all.
 
-python -m benchmarks                        all but `memory` and `scale`, which take minutes
+python -m benchmarks                        all but `memory`, `scale` and `model`: minutes each
 python -m benchmarks small large --rounds 5
 python -m benchmarks --quick                a hundredth of the size, to see that it works
 """
@@ -19,19 +19,23 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Cost, run
+from benchmarks.model_check import JOBS, calibrated, measured_s, smaller
 from benchmarks.peers import OURS, PEERS, bulkfetch
 from benchmarks.scale import SWEEPS
+from benchmarks.scale_model import Forecast, reckon
 from benchmarks.server import Served, find_nginx, serving
 
 QUERIES, DOWNLOADS = 32, 64
 API_S, STORAGE_S = 0.05, 0.03
 
-
 RESULTS = Path("build/bench")
+# Each takes minutes.
+BY_NAME = ("memory", "scale", "model")
 
 
 class Bench:
@@ -312,8 +316,35 @@ def scale(bench: Bench) -> None:
         draw(bench.save / f"{sweep.name}.png", sweep, rows)
 
 
+def model(bench: Bench) -> None:
+    """What `scale_model` foretells of runs, against the runs."""
+    foretold: dict[str, list[tuple[Forecast, float]]] = defaultdict(list)
+    for _ in range(bench.rounds):
+        for name, job in JOBS.items():
+            one = replace(
+                smaller(job, bench.divisor),
+                **calibrated(bench.served, bench.directory, bench.divisor),
+            )
+            took_s = measured_s(one, bench.served, bench.directory)
+            foretold[name].append((reckon(one), took_s))
+    bench.tell(
+        "the model, against runs",
+        [
+            {
+                "": name,
+                "waits for": found[0][0].bound,
+                "foretold, s": f"{statistics.median(f.seconds for f, _ in found):.2f}",
+                "took, s": f"{statistics.median(took_s for _, took_s in found):.2f}",
+                "off by": f"{statistics.median(f.seconds / t - 1 for f, t in found):+.1%}",
+            }
+            for name, found in foretold.items()
+        ],
+    )
+
+
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
-    f.__name__: f for f in (small, large, disk, latency, again, prove, startup, memory, scale)
+    f.__name__: f
+    for f in (small, large, disk, latency, again, prove, startup, memory, scale, model)
 }
 
 
@@ -327,7 +358,7 @@ def main() -> None:
         "--save", type=Path, default=RESULTS, metavar="DIRECTORY", help="for what `scale` draws"
     )
     given = parser.parse_args()
-    names = given.names or [name for name in BENCHMARKS if name not in ("memory", "scale")]
+    names = given.names or [name for name in BENCHMARKS if name not in BY_NAME]
     given.save.mkdir(parents=True, exist_ok=True)
     bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1, save=given.save)
     versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}
