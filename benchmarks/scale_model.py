@@ -42,6 +42,7 @@ class Job:
     api_latency_s: float = _told(0.1, "an answer of the API, from its request to its end")
     storage_latency_s: float = _told(0.2, "an image, from its request to its last byte")
     destination_latency_s: float = _told(0, "a request to the bucket that is written to; 0 is none")
+    bucket_puts_s: float = _told(_UNBOUNDED, "objects a second that the bucket takes")
     rate_limit: float = _told(_UNBOUNDED, "API requests a second, of all shards together")
     link_bytes_s: float = _told(_UNBOUNDED, "what a host's line carries a second")
     disk_images_s: float = _told(_UNBOUNDED, "images a second that a host's disk takes for good")
@@ -54,6 +55,7 @@ class Job:
     download_concurrency: float = _told(32, "of each shard")
 
     startup_s: float = _told(1, "of a process, to its first request")
+    cpu_row_s: float = _told(5e-6, "CPU of a row read and checked: each shard reads all of them")
     cpu_patient_s: float = _told(150e-6, "CPU of a patient: its query, its line")
     cpu_image_s: float = _told(450e-6, "CPU of an image without its bytes")
     cpu_byte_s: float = _told(2.6e-9, "CPU of a byte: received, hashed, written")
@@ -106,7 +108,8 @@ def reckon(job: Job) -> Forecast:
     images = job.patients * job.images_per_patient
     bounds = _bounds(job, images)
     # The first query is made alone; and of two waits, only one is the bound.
-    edges_s = job.startup_s + _looking_back_s(job) + 2 * job.api_latency_s + _image_s(job)
+    reading_s = job.startup_s + job.patients * job.cpu_row_s + _looking_back_s(job)
+    edges_s = reading_s + 2 * job.api_latency_s + _image_s(job)
     seconds = edges_s + max(bounds.values())
     is_bucket = job.destination_latency_s > 0
     puts = PUTS_PER_IMAGE * images + PUTS_PER_SECOND * seconds * job.shards if is_bucket else 0.0
@@ -151,6 +154,7 @@ def _bounds(job: Job, images: float) -> dict[str, float]:
         "downloads": images * _image_s(job) / (job.shards * job.download_concurrency),
         "rate limit": queries / job.rate_limit,
         "link": images * job.image_bytes / (job.hosts * job.link_bytes_s),
+        "bucket": PUTS_PER_IMAGE * images / job.bucket_puts_s,
         "disk": images / (job.hosts * job.disk_images_s),
         "CPU": cpu_s / min(job.hosts * job.cores, job.shards * job.processes),
     }
@@ -170,11 +174,11 @@ def _looking_back_s(job: Job) -> float:
 
 def described(found: Forecast) -> str:
     """Return a forecast as lines for people."""
-    bounds = ", ".join(f"{name} {_time(s)}" for name, s in found.bounds.items() if s)
+    bounds = ", ".join(f"{name} {time_text(s)}" for name, s in found.bounds.items() if s)
     lines = {
-        "takes": f"{_time(found.seconds)}, waiting for: {found.bound}",
+        "takes": f"{time_text(found.seconds)}, waiting for: {found.bound}",
         "each bound alone": bounds,
-        "start and end": _time(found.edges_s),
+        "start and end": time_text(found.edges_s),
         "asked of the API": f"{found.queries:,.0f} queries, {found.queries / found.seconds:,.0f}/s",
         "asked of storage": f"{found.downloads:,.0f} images, {_size(found.image_bytes)}, "
         f"{_size(found.image_bytes / found.seconds)}/s",
@@ -190,7 +194,8 @@ def described(found: Forecast) -> str:
     return "\n".join(f"{name + ':':<21}{words}" for name, words in lines.items())
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float) -> str:
+    """Return a time for people."""
     for unit_s, unit in ((3600, "h"), (60, "min")):
         if seconds >= unit_s:
             return f"{seconds / unit_s:,.1f} {unit}"
