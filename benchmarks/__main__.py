@@ -1,6 +1,6 @@
 """Runs the benchmarks, prints a table for each, and saves them all.
 
-python -m benchmarks                        all but `bucket`, `bodies`, `memory`, `ray` and `scale`
+python -m benchmarks                        all but those of `BY_NAME`, each of which takes minutes
 python -m benchmarks small large --rounds 5
 python -m benchmarks --quick                a hundredth of the size, to see that it works
 """
@@ -16,21 +16,25 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.bench import Bench
 from benchmarks.bucket import bodies, bucket
 from benchmarks.measure import Cost, run
+from benchmarks.model_check import JOBS, calibrated, measured_s, smaller
 from benchmarks.peers import OURS, PEERS, bulkfetch
 from benchmarks.scale import SWEEPS
+from benchmarks.scale_model import Forecast, reckon
 from benchmarks.server import find_nginx
 from tests.raycluster import ray_cluster
 
 QUERIES, DOWNLOADS = 32, 64
 API_S, STORAGE_S = 0.05, 0.03
 
-
 RESULTS = Path("build/bench")
+# Each takes minutes.
+BY_NAME = ("bucket", "bodies", "memory", "ray", "scale", "model")
 
 
 def _against_peers(bench: Bench, title: str, images: int, size_bytes: int) -> None:
@@ -308,6 +312,32 @@ def scale(bench: Bench) -> None:
         draw(bench.save / f"{sweep.name}.png", sweep, rows)
 
 
+def model(bench: Bench) -> None:
+    """What `scale_model` foretells of runs, against the runs."""
+    foretold: dict[str, list[tuple[Forecast, float]]] = defaultdict(list)
+    for _ in range(bench.rounds):
+        for name, job in JOBS.items():
+            one = replace(
+                smaller(job, bench.divisor),
+                **calibrated(bench.served, bench.directory, bench.divisor),
+            )
+            took_s = measured_s(one, bench.served, bench.directory)
+            foretold[name].append((reckon(one), took_s))
+    bench.tell(
+        "the model, against runs",
+        [
+            {
+                "": name,
+                "waits for": found[0][0].bound,
+                "foretold, s": f"{statistics.median(f.seconds for f, _ in found):.2f}",
+                "took, s": f"{statistics.median(took_s for _, took_s in found):.2f}",
+                "off by": f"{statistics.median(f.seconds / t - 1 for f, t in found):+.1%}",
+            }
+            for name, found in foretold.items()
+        ],
+    )
+
+
 BENCHMARKS: dict[str, Callable[[Bench], None]] = {
     f.__name__: f
     for f in (
@@ -323,14 +353,12 @@ BENCHMARKS: dict[str, Callable[[Bench], None]] = {
         memory,
         ray,
         scale,
+        model,
     )
 }
 
 
 # They take minutes, or packages besides.
-_BY_NAME = ("bucket", "bodies", "memory", "ray", "scale")
-
-
 def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -341,7 +369,7 @@ def main() -> None:
         "--save", type=Path, default=RESULTS, metavar="DIRECTORY", help="for what `scale` draws"
     )
     given = parser.parse_args()
-    names = given.names or [name for name in BENCHMARKS if name not in _BY_NAME]
+    names = given.names or [name for name in BENCHMARKS if name not in BY_NAME]
     given.save.mkdir(parents=True, exist_ok=True)
     bench = Bench(rounds=given.rounds, divisor=100 if given.quick else 1, save=given.save)
     versions = {peer.name: peer.says() for peer in (OURS, *PEERS) if peer.is_there()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ from pathlib import Path
 import google_crc32c
 
 URL_LENGTH = 600
+IMAGES_PER_PATIENT = 5
 ORGANIZATION = "5c1d0a3e-51a7-4e0d-9b0c-000000000001"
 # One object in so many is a PNG; what they hold beyond their first bytes is random.
 PNG_EVERY = 4
@@ -93,14 +95,16 @@ def serving(
     *,
     images: int,
     size_bytes: int,
-    images_per_patient: int = 5,
+    images_per_patient: int = IMAGES_PER_PATIENT,
     without_images: int = 0,
     latency_s: tuple[float, float] | None = None,
+    line_bytes_s: float = math.inf,
 ) -> Iterator[Served]:
     """Make images of so many bytes below `root`, and serve them until the context ends.
 
     `without_images` is how many patients more there are. With `latency_s`, of API and storage, they
-    are served by `slow`; without, by nginx or, where that is missing, by `slow` in no time.
+    are served by `slow`, over a line of `line_bytes_s`; without, by nginx or, where that is
+    missing, by `slow` in no time.
     """
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -111,7 +115,7 @@ def serving(
     (root / "nginx.conf").write_text(_CONFIG.format(root=root, port=port), encoding="utf-8")
     nginx = find_nginx()
     if latency_s is not None or nginx is None:
-        seconds = map(str, latency_s or (0, 0))
+        seconds = map(str, (*(latency_s or (0, 0)), line_bytes_s))
         command = [sys.executable, "-m", "benchmarks.slow", str(root), str(port), *seconds]
     else:
         user = ["-g", "user root;"] if os.getuid() == 0 else []

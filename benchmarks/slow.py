@@ -1,7 +1,7 @@
 """The same API and storage as `server` has, but each answer takes its time, as over a long line.
 
 Bare of all that a server does besides, so that the line is what is waited for:
-python -m benchmarks.slow ROOT PORT API_LATENCY_S STORAGE_LATENCY_S
+python -m benchmarks.slow ROOT PORT API_LATENCY_S STORAGE_LATENCY_S LINE_BYTES_S
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ _TOKEN = b'{"access_token":"benchmark","expires_in":18000}'
 class _Site:
     """What `server` made below `root`, as whole answers."""
 
-    def __init__(self, root: Path, api_s: float, storage_s: float) -> None:
+    def __init__(self, root: Path, api_s: float, storage_s: float, line_bytes_s: float) -> None:
         self._www = root / "www"
         self._api_s = api_s
         self._storage_s = storage_s
+        self._line_bytes_s = line_bytes_s
+        self._line_free_at = 0.0
         self.stored = lru_cache(maxsize=4096)(self._stored)
         self._answers: Counter[str] = Counter()
         self._took_s: defaultdict[str, float] = defaultdict(float)
@@ -36,6 +38,11 @@ class _Site:
         """Note how long an answer took: a timer is late, if only by half a millisecond."""
         self._answers[what] += 1
         self._took_s[what] += seconds
+
+    def arrives_at(self, size_bytes: int, now: float) -> float:
+        """Return when so many bytes have come through the line, which carries them in turn."""
+        self._line_free_at = max(now, self._line_free_at) + size_bytes / self._line_bytes_s
+        return self._line_free_at
 
     def answer(self, target: str) -> tuple[str, float, bytes]:
         """Return of which service an answer is, how long it is to take, and what it is."""
@@ -76,6 +83,10 @@ class _Connection(asyncio.Protocol):
             loop.call_later(delay_s, self._send, whole, what, loop.time())
 
     def _send(self, whole: bytes, what: str, began: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_at(self._site.arrives_at(len(whole), loop.time()), self._end, whole, what, began)
+
+    def _end(self, whole: bytes, what: str, began: float) -> None:
         self._site.took(what, asyncio.get_running_loop().time() - began)
         if not self._transport.is_closing():
             self._transport.write(whole)
@@ -93,5 +104,5 @@ async def _serve(site: _Site, port: int) -> None:
 
 
 if __name__ == "__main__":
-    served = _Site(Path(sys.argv[1]), float(sys.argv[3]), float(sys.argv[4]))
+    served = _Site(Path(sys.argv[1]), *map(float, sys.argv[3:]))
     asyncio.run(_serve(served, int(sys.argv[2])))

@@ -364,7 +364,8 @@ class StoreArchive:
                     if error.errno != errno.EBUSY:
                         raise
                     # For the same organization, perhaps: that is to be looked at.
-                    raise StoreError(errno.EBUSY, error.strerror, retryable=True) from None
+                    what = "another writer is at archive.json"
+                    raise StoreError(errno.EBUSY, what, retryable=True) from None
             self._identity = identity
 
 
