@@ -28,6 +28,7 @@ from tests.conftest import (
 )
 from tests.faulty import balance, failures, intact, whole
 from tests.raycluster import RayCluster, ray_cluster
+from tests.stores import Bucket
 
 # One cluster for all, so that one process runs them all.
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("ray")]
@@ -304,3 +305,24 @@ def test_a_node_with_other_versions_ends_the_run(
     assert done.returncode == 2, done.stderr
     assert b"install the same on all of them" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_cluster_s_workers_write_into_a_bucket(
+    serve: Serve, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, manifest: Path
+) -> None:
+    bucket.export(monkeypatch)
+    # A cluster of the run's own, whose nodes have what reaches the bucket from its environment.
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    simulator = serve(patients=40)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    out = f"{bucket.url}/export"
+    options = ["--engine=ray", "--ray-address=local", "--progress=none", "--json"]
+    result = bulkfetch(
+        "download", manifest, "--out", out, *options, environment=credentials(simulator)
+    )
+    assert result.status == 0, result.err
+    balance(result.summary)
+    journals = [path for path in bucket.contents() if "/journal-" in path]
+    assert journals
+    checked = bulkfetch("verify", out, "--manifest", manifest)
+    assert checked.status == 0, checked.out + checked.err
