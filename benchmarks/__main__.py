@@ -254,6 +254,7 @@ def ray(bench: Bench) -> None:
         bench.served(**fields, latency_s=(latency_s, latency_s)) as served,
         ray_cluster() as cluster,
     ):
+        os.environ |= cluster.credentials
         for _ in range(bench.rounds):
             for workers in (1, 2):
                 options = (

@@ -26,11 +26,18 @@ _NODE = ("--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stat
 
 
 class RayCluster:
-    """A head node and others, as processes; `address` is what --ray-address takes."""
+    """A head node and others, as processes.
+
+    Attributes:
+        address: what --ray-address takes.
+        credentials: the environment of what is to join it.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.address = f"{_own_address()}:{_free_port()}"
+        # A token of its own, whatever Ray has left in the home directory.
+        self.credentials = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._nodes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -39,15 +46,13 @@ class RayCluster:
         self._start(
             "--head", f"--port={port}", f"--temp-dir={self.directory}", "--include-dashboard=false",
         )  # fmt: skip
-        self._wait_for("health-check", "--address", self.address)
+        self._wait_for("import ray, sys; ray.init(sys.argv[1], log_to_driver=False)")
         self.add_node()
 
     def add_node(self) -> None:
         """Start another node of one CPU, and wait until the cluster has it."""
         self._start(f"--address={self.address}")
-        deadline = time.monotonic() + 120
-        while self._run("-c", _ARE_TWO, self.address):
-            assert time.monotonic() < deadline
+        self._wait_for(_ARE_TWO)
 
     @property
     def sessions(self) -> set[int]:
@@ -71,18 +76,29 @@ class RayCluster:
         with (self.directory / f"node-{len(self._nodes)}.log").open("wb") as log:
             command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, *_NODE]
             self._nodes.append(subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(),
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment(),
                 start_new_session=True,
             ))  # fmt: skip
 
-    def _wait_for(self, *command: str) -> None:
+    def _environment(self) -> Mapping[str, str]:
+        return {
+            **os.environ,
+            **self.credentials,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # A dead node is noticed in seconds.
+            "RAY_health_check_initial_delay_ms": "1000",
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_failure_threshold": "4",
+        }
+
+    def _wait_for(self, condition: str) -> None:
         deadline = time.monotonic() + 120
-        while self._run("-m", "ray.scripts.scripts", *command):
+        while self._run("-c", condition, self.address):
             assert time.monotonic() < deadline, "the cluster does not come up"
 
     def _run(self, *arguments: str) -> int:
         done = subprocess.run(
-            [sys.executable, *arguments], capture_output=True, env=_environment(), check=False,
+            [sys.executable, *arguments], capture_output=True, env=self._environment(), check=False,
             timeout=120,
         )  # fmt: skip
         return done.returncode
@@ -107,17 +123,6 @@ def ray_cluster() -> Iterator[RayCluster]:
             yield cluster
         finally:
             cluster.close()
-
-
-def _environment() -> Mapping[str, str]:
-    return {
-        **os.environ,
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Nodes on one machine are told apart by their ports; a dead one is noticed in seconds.
-        "RAY_health_check_initial_delay_ms": "1000",
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_failure_threshold": "4",
-    }
 
 
 def _own_address() -> str:

@@ -62,7 +62,7 @@ def start(cluster: RayCluster, manifest: Path, archive: Path) -> Iterator[Start]
         write_manifest(manifest, list(simulator.patient_ids()))
         command: list[str | Path] = ["download", manifest, "--out", archive, "--engine=ray",
             f"--ray-address={cluster.address}", "--progress=none", "--json", *options]  # fmt: skip
-        running.append(start_bulkfetch(command, credentials(simulator)))
+        running.append(start_bulkfetch(command, {**credentials(simulator), **cluster.credentials}))
         return running[-1]
 
     yield started
@@ -281,7 +281,8 @@ def test_a_node_that_does_not_see_the_destination_ends_the_run(
     within = with_mounts_of_its_own(f'mount -t tmpfs none {archive} && exec "$@"')
     result = bulkfetch(
         "download", manifest, "--out", archive, "--engine=ray", "--progress=none",
-        f"--ray-address={cluster.address}", environment=credentials(simulator), within=within,
+        f"--ray-address={cluster.address}", within=within,
+        environment={**credentials(simulator), **cluster.credentials},
     )  # fmt: skip
     assert result.status == 4, result.err
     assert "is not the archive that this run began" in result.err
@@ -300,7 +301,8 @@ def test_a_node_with_other_versions_ends_the_run(
     done = subprocess.run(
         [sys.executable, "-c", other, "download", str(manifest), "--out", str(archive),
          "--engine=ray", f"--ray-address={cluster.address}", "--progress=none"],
-        env={**os.environ, **credentials(simulator)}, capture_output=True, check=False, timeout=120,
+        env={**os.environ, **credentials(simulator), **cluster.credentials},
+        capture_output=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert b"install the same on all of them" in done.stderr

@@ -12,6 +12,7 @@ import importlib
 import itertools
 import logging
 import os
+import secrets
 import sys
 from asyncio.subprocess import DEVNULL
 from collections import deque
@@ -28,7 +29,8 @@ from bulkfetch.pipeline.wire import Message, Start, Unpacker, packed
 from bulkfetch.settings import Settings
 from bulkfetch.transport import Transport
 
-_ANSWERS_WITHIN_S = 10.0
+_ANSWERS_WITHIN_S = 20.0
+_JOIN = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False)"
 _TOLD_AFTER_S = 30.0
 # A worker that so often died before it had seen to any patient is not asked for again.
 _VAIN_LIVES = 5
@@ -69,7 +71,12 @@ class Cluster:
         settings = self._settings
         self._ray = _imported()
         address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
-        if address != "local":
+        if address == "local":
+            # A cluster of the run's own has a token of its own: else Ray leaves one in the home
+            # directory, which changes what every later cluster of this user asks for.
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        else:
             await _knock(address)
         joining = asyncio.ensure_future(asyncio.to_thread(self._join, address))
         try:
@@ -297,9 +304,9 @@ def _imported() -> Any:  # noqa: ANN401  it is there or not
 
 async def _knock(address: str) -> None:
     """See that a cluster answers: Ray itself asks for minutes."""
-    command = (sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address)
+    # `ray health-check` does not show the cluster's token, as joining does.
     asking = await asyncio.create_subprocess_exec(
-        *command, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
+        sys.executable, "-c", _JOIN, address, stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
     )
     status: int | None = None
     try:
