@@ -14,8 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import pytest
-
 # What a node takes of memory for objects is of no use here.
 _ARE_TWO = """
 import ray, sys
@@ -108,15 +106,7 @@ class RayCluster:
 def ray_cluster() -> Iterator[RayCluster]:
     """Have a cluster of two nodes until the context ends."""
     # A socket's path is a hundred characters at most, and Ray adds most of them.
-    with (
-        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as made,
-        pytest.MonkeyPatch.context() as environment,
-    ):
-        # A token of its own, whatever this user's home has; whoever has none is kept out.
-        token = Path(made, "token")
-        token.write_text(secrets.token_hex(32), "ascii")
-        environment.setenv("RAY_AUTH_MODE", "token")
-        environment.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as made:
         cluster = RayCluster(Path(made))
         try:
             cluster.start()

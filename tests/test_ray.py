@@ -314,7 +314,6 @@ def test_a_cluster_s_workers_write_into_a_bucket(
 ) -> None:
     bucket.export(monkeypatch)
     # A cluster of the run's own, whose nodes have what reaches the bucket from its environment.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     simulator = serve(patients=40)
     write_manifest(manifest, list(simulator.patient_ids()))
     out = f"{bucket.url}/export"
