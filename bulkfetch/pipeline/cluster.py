@@ -69,14 +69,15 @@ class Cluster:
             ConfigurationError: Ray is not installed, or nobody answers at the address.
         """
         settings = self._settings
-        self._ray = _imported()
         address = settings.ray_address or os.environ.get("RAY_ADDRESS") or "auto"
         if address == "local":
             # A cluster of the run's own has a token of its own: else Ray leaves one in the home
-            # directory, which changes what every later cluster of this user asks for.
+            # directory, which changes what every later cluster of this user asks for. Ray reads
+            # this when it is loaded.
             os.environ["RAY_AUTH_MODE"] = "token"
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        else:
+        self._ray = _imported()
+        if address != "local":
             await _knock(address)
         joining = asyncio.ensure_future(asyncio.to_thread(self._join, address))
         try:
