@@ -543,6 +543,13 @@ def test_a_killed_run_goes_on_and_the_bucket_verifies(
 LISTS_IMAGES = r"^GET .*list-type.*prefix=export(/|%2F)(?!\.|%2E)"
 
 
+async def with_another_tag(body: bytes, forward: Forward) -> Answer:
+    """It is done, and tagged with what is no digest, as where a key of one's own encrypts it."""
+    answer = await forward(body)
+    answer.headers["ETag"] = '"0"'
+    return answer
+
+
 async def claimed_meanwhile(body: bytes, forward: Forward) -> Answer:
     """Another writer does the same a moment before."""
     await forward(body)
@@ -601,3 +608,36 @@ def test_what_is_half_in_quarantine_is_moved_to_its_end(
     assert s3_bucket.contents()[file] == before[file]
     checked = bulkfetch("verify", f"{s3_bucket.url}/export")
     assert checked.status == 0, checked.out + checked.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [(r"^HEAD .*\.v1\.", refuse(503, "SlowDown")), ("^POST .*uploadId", forget)],
+    ids=["unproved", "unanswered"],
+)
+def test_a_long_body_that_is_not_known_to_be_whole_leaves_nothing(
+    serve: Serve, tmp_path: Path, s3_bucket: Bucket, asked: str, fault: Fault
+) -> None:
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    manifest = write_manifest(tmp_path / "one.csv", list(simulator.patient_ids()))
+    s3_bucket.proxy.strike(asked, fault)
+    done = run(simulator, manifest, s3_bucket)
+    assert done.status == 0, done.err
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 0, checked.out + checked.err
+    assert not s3_bucket.unfinished_uploads()
+
+
+def test_an_image_beside_a_strangers_is_put_once_though_it_is_not_proved_at_once(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    path, sidecar, _ = next(found for found in images(s3_bucket.contents()) if found[2])
+    file = f"{path.rpartition('/')[0]}/{sidecar['file']['path']}"
+    remove(s3_bucket, path)
+    put(s3_bucket, file, b"else's", overwrite=True)
+    s3_bucket.proxy.strike(r"^PUT .*\.v1\.[0-9a-f]{6}-", with_another_tag)
+    s3_bucket.proxy.strike(r"^HEAD .*\.v1\.[0-9a-f]{6}-", refuse(503, "SlowDown"))
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    assert sum(name.startswith(file.rpartition(".")[0]) for name in s3_bucket.contents()) == 3

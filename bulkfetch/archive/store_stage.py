@@ -72,6 +72,7 @@ class StoreStage:
         self._pending_bytes = 0
         self._taken_bytes = 0
         self._upload: Upload | None = None
+        self._is_published = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,10 +84,10 @@ class StoreStage:
         traceback: TracebackType | None,
     ) -> None:
         self._give_back()
-        if self._upload is not None and not self._upload.is_whole:
-            dropping = asyncio.get_running_loop().run_in_executor(None, self._upload.drop)
+        if self._upload is not None and not self._is_published:
+            undoing = asyncio.get_running_loop().run_in_executor(None, self._upload.undo)
             with suppress(OSError):
-                await files.to_its_end(dropping)
+                await files.to_its_end(undoing)
 
     def begin(self, mark: Mark | None) -> None:
         """See `Stage.begin`: no part of it is kept for another try."""
@@ -126,6 +127,8 @@ class StoreStage:
             await self._spill(self._upload)
             await self._uploader.run(self._upload.finish)
             path = self._upload.path
+        # A sidecar may name it from now on.
+        self._is_published = True
         return path.rpartition("/")[2]
 
     async def _spill(self, upload: Upload) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -169,7 +170,7 @@ class Store:
             time.sleep(_TURN_S * 2**turn)
         raise AssertionError("the last try returns or raises")
 
-    def _put(self, path: str, data: bytes, how: Any) -> Version:
+    def _put(self, path: str, data: bytes, how: Any) -> Version:  # noqa: ANN401  as obstore has it
         try:
             done = obstore.put(self._store, path, data, mode=how, use_multipart=False)
         except exceptions.AlreadyExistsError:
@@ -252,15 +253,10 @@ class Store:
 
 
 class Upload:
-    """A long object on its way, by parts; either `finish` or `drop` ends it.
-
-    Attributes:
-        is_whole: whether it is there.
-    """
+    """A long object on its way, by parts; `finish`, `drop` or `undo` ends it."""
 
     def __init__(self, store: Store, path: str, writer: WritableFile) -> None:
         self.path = path
-        self.is_whole = False
         self._store = store
         self._writer = writer.__enter__()
         self._size = 0
@@ -281,10 +277,14 @@ class Upload:
         Raises:
             StoreError: it could not be made, or is of another size than was written.
         """
-        with translated():
+        # Asked again since its answer was lost, a store may not know the upload any more.
+        with suppress(FileNotFoundError), translated():
             self._writer.close()
-        self.is_whole = True
-        if (size := self._store.head(self.path).size) != self._size:
+        try:
+            size = self._store.head(self.path).size
+        except FileNotFoundError:
+            size = 0
+        if size != self._size:
             what = f"the store has {size} bytes of {self._size}"
             raise StoreError(errno.EIO, what, retryable=True)
 
@@ -296,6 +296,17 @@ class Upload:
         """
         with translated():
             self._writer.__exit__(StoreError, StoreError(errno.ECANCELED, "dropped"), None)
+
+    def undo(self) -> None:
+        """Leave nothing of it, whether or not it was made; its name has to be nobody else's.
+
+        Raises:
+            StoreError: it could not be removed.
+        """
+        # One that was made, or may have been, has no parts to be dropped.
+        with suppress(StoreError):
+            self.drop()
+        self._store.delete(self.path)
 
 
 def opened(url: str, retries: int) -> Store:
