@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from bulkfetch.archive import lease
+from bulkfetch.errors import DestinationError
 from bulkfetch.simulator import Simulator, parse_fault
 from bulkfetch.stores import open_store
 from tests.conftest import (
@@ -641,3 +643,22 @@ def test_an_image_beside_a_strangers_is_put_once_though_it_is_not_proved_at_once
     again = run(simulator, manifest, s3_bucket)
     assert again.status == 0, again.err
     assert sum(name.startswith(file.rpartition(".")[0]) for name in s3_bucket.contents()) == 3
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lease_that_can_never_be_taken_is_not_waited_for_for_ever(
+    s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    for name, seconds in {"LEASE_S": 0.2, "_GIVE_UP_S": 0.2, "_LOOK_S": 0.05}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    if there:
+        put(s3_bucket, "export/.bulkfetch/lease.json", b"")
+    # Made anew, it is in conflict; and over what is there, nothing may be put.
+    refused = refuse(412, "PreconditionFailed") if there else refuse(409, "OperationAborted")
+    s3_bucket.proxy.strike(r"^PUT .*lease\.json", refused, times=10**6)
+    store = open_store(f"{s3_bucket.url}/export")
+    with (
+        pytest.raises(DestinationError, match="neither made nor taken over"),
+        lease.hold(store, "run", None, lambda _: None),
+    ):
+        pass

@@ -186,7 +186,7 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
     """Return the version of a lease that is ours now."""
     seen: Version | None = None
     deadline = time.monotonic() + LEASE_S
-    while True:
+    while time.monotonic() < deadline + _GIVE_UP_S:
         try:
             return store.put(path, _written(lease))
         except FileExistsError:
@@ -194,6 +194,7 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
         try:
             data, version = store.get(path)
         except FileNotFoundError:
+            time.sleep(_LOOK_S)
             continue
         holder = _read(data)
         if holder == lease:
@@ -214,6 +215,10 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
             with suppress(OSError):
                 return store.put(path, _written(lease), version)
         time.sleep(_LOOK_S)
+    raise DestinationError(
+        f"{store.url}/{path} can be neither made nor taken over: use a store that heeds "
+        "If-None-Match and If-Match, as S3 does"
+    )
 
 
 def _read(data: bytes) -> Lease | None:
