@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -662,3 +663,17 @@ def test_a_lease_that_can_never_be_taken_is_not_waited_for_for_ever(
         lease.hold(store, "run", None, lambda _: None),
     ):
         pass
+
+
+def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
+    s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.2)
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    holder = {"run_id": "other", "pid": ended.pid, "host": socket.gethostname(), "shard": None}
+    text = json.dumps({**holder, "among": "the processes of another container"})
+    put(s3_bucket, "export/.bulkfetch/lease.json", text.encode())
+    waited: list[str] = []
+    with lease.hold(open_store(f"{s3_bucket.url}/export"), "run", None, waited.append):
+        assert "may be held by run other" in waited[0]
