@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from bulkfetch.archive import lease
+from bulkfetch.errors import DestinationError
 from bulkfetch.simulator import Simulator, parse_fault
 from bulkfetch.stores import open_store
 from tests.conftest import (
@@ -630,6 +633,13 @@ def test_a_killed_run_goes_on_and_the_bucket_verifies(
 LISTS_IMAGES = r"^GET .*list-type.*prefix=export(/|%2F)(?!\.|%2E)"
 
 
+async def with_another_tag(body: bytes, forward: Forward) -> Answer:
+    """It is done, and tagged with what is no digest, as where a key of one's own encrypts it."""
+    answer = await forward(body)
+    answer.headers["ETag"] = '"0"'
+    return answer
+
+
 async def claimed_meanwhile(body: bytes, forward: Forward) -> Answer:
     """Another writer does the same a moment before."""
     await forward(body)
@@ -702,3 +712,69 @@ def test_http_is_for_this_machine_alone(
     result = run(simulator, manifest, s3_bucket)
     assert result.status == 2
     assert "only HTTPS is safe" in result.err
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [(r"^HEAD .*\.v1\.", refuse(503, "SlowDown")), ("^POST .*uploadId", forget)],
+    ids=["unproved", "unanswered"],
+)
+def test_a_long_body_that_is_not_known_to_be_whole_leaves_nothing(
+    serve: Serve, tmp_path: Path, s3_bucket: Bucket, asked: str, fault: Fault
+) -> None:
+    simulator = serve(patients=1, images_per_patient=1, fixed_bytes=70_000_000)
+    manifest = write_manifest(tmp_path / "one.csv", list(simulator.patient_ids()))
+    s3_bucket.proxy.strike(asked, fault)
+    done = run(simulator, manifest, s3_bucket)
+    assert done.status == 0, done.err
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 0, checked.out + checked.err
+    assert not s3_bucket.unfinished_uploads()
+
+
+def test_an_image_beside_a_strangers_is_put_once_though_it_is_not_proved_at_once(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    path, sidecar, _ = next(found for found in images(s3_bucket.contents()) if found[2])
+    file = f"{path.rpartition('/')[0]}/{sidecar['file']['path']}"
+    remove(s3_bucket, path)
+    put(s3_bucket, file, b"else's", overwrite=True)
+    s3_bucket.proxy.strike(r"^PUT .*\.v1\.[0-9a-f]{6}-", with_another_tag)
+    s3_bucket.proxy.strike(r"^HEAD .*\.v1\.[0-9a-f]{6}-", refuse(503, "SlowDown"))
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    assert sum(name.startswith(file.rpartition(".")[0]) for name in s3_bucket.contents()) == 3
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_lease_that_can_never_be_taken_is_not_waited_for_for_ever(
+    s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch, *, there: bool
+) -> None:
+    for name, seconds in {"LEASE_S": 0.2, "_GIVE_UP_S": 0.2, "_LOOK_S": 0.05}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    if there:
+        put(s3_bucket, "export/.bulkfetch/lease.json", b"")
+    # Made anew, it is in conflict; and over what is there, nothing may be put.
+    refused = refuse(412, "PreconditionFailed") if there else refuse(409, "OperationAborted")
+    s3_bucket.proxy.strike(r"^PUT .*lease\.json", refused, times=10**6)
+    store = open_store(f"{s3_bucket.url}/export")
+    with (
+        pytest.raises(DestinationError, match="neither made nor taken over"),
+        lease.hold(store, "run", None, lambda _: None),
+    ):
+        pass
+
+
+def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
+    s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE_S", 0.2)
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    holder = {"run_id": "other", "pid": ended.pid, "host": socket.gethostname(), "shard": None}
+    text = json.dumps({**holder, "among": "the processes of another container"})
+    put(s3_bucket, "export/.bulkfetch/lease.json", text.encode())
+    waited: list[str] = []
+    with lease.hold(open_store(f"{s3_bucket.url}/export"), "run", None, waited.append):
+        assert "may be held by run other" in waited[0]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -36,13 +37,17 @@ T = TypeVar("T")
 
 
 class Lease(BaseModel):
-    """Who holds an archive, or a shard's share of it; `beat` counts how often it was renewed."""
+    """Who holds an archive, or a shard's share of it; `beat` counts how often it was renewed.
+
+    `among` tells among which processes `pid` is one: containers may share the name of their host.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     run_id: str
     pid: int = Field(gt=0, lt=2**31)
     host: str
+    among: str = ""
     shard: str | None
     beat: int = 0
     modified_at: datetime = Field(default=datetime.min.replace(tzinfo=UTC), exclude=True)
@@ -54,7 +59,7 @@ class Lease(BaseModel):
 
     def has_died(self) -> bool:
         """Tell whether the run is known to be gone."""
-        if self.host != socket.gethostname():
+        if (self.host, self.among) != (socket.gethostname(), _among()):
             return False
         try:
             os.kill(self.pid, 0)
@@ -156,6 +161,7 @@ def hold(
         run_id=run_id,
         pid=os.getpid(),
         host=socket.gethostname(),
+        among=_among(),
         shard=str(shard) if shard else None,
     )
     path = _path(shard)
@@ -186,7 +192,7 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
     """Return the version of a lease that is ours now."""
     seen: Version | None = None
     deadline = time.monotonic() + LEASE_S
-    while True:
+    while time.monotonic() < deadline + _GIVE_UP_S:
         try:
             return store.put(path, _written(lease))
         except FileExistsError:
@@ -194,6 +200,7 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
         try:
             data, version = store.get(path)
         except FileNotFoundError:
+            time.sleep(_LOOK_S)
             continue
         holder = _read(data)
         if holder == lease:
@@ -214,6 +221,10 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
             with suppress(OSError):
                 return store.put(path, _written(lease), version)
         time.sleep(_LOOK_S)
+    raise DestinationError(
+        f"{store.url}/{path} can be neither made nor taken over: use a store that heeds "
+        "If-None-Match and If-Match, as S3 does"
+    )
 
 
 def _read(data: bytes) -> Lease | None:
@@ -225,6 +236,15 @@ def _read(data: bytes) -> Lease | None:
 
 def _written(lease: Lease) -> bytes:
     return f"{lease.model_dump_json()}\n".encode()
+
+
+def _among() -> str:
+    """Name this start of the machine, and the container in it; "" where that cannot be told."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{started} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115  it leads nowhere
+    except OSError:
+        return ""
 
 
 def _path(shard: Shard | None) -> str:

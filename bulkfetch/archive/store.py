@@ -267,7 +267,8 @@ class StoreArchive:
 
     async def put_image(self, path: str, data: bytearray, sha256: str) -> str:
         """See `Uploader.put_image`."""
-        return await self._do(path, lambda: self._put_image(path, data, sha256))
+        apart = self._apart(path)
+        return await self._do(path, lambda: self._put_image(path, apart, data, sha256))
 
     def begun(self, path: str) -> Upload:
         """See `Uploader.begun`."""
@@ -310,11 +311,11 @@ class StoreArchive:
                 f"{error}: what was finished is whole; run the same command again"
             ) from error
 
-    def _put_image(self, path: str, data: bytearray, sha256: str) -> str:
+    def _put_image(self, path: str, apart: str, data: bytearray, sha256: str) -> str:
         try:
             version = self._store.create(path, data)
         except FileExistsError:
-            path = self._apart(path)
+            path = apart
             version = self._store.create(path, data)
         etag = (version.etag or "").strip('"')
         is_proved = etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -364,7 +365,7 @@ class StoreArchive:
                     if error.errno != errno.EBUSY:
                         raise
                     # For the same organization, perhaps: that is to be looked at.
-                    what = "another writer is at archive.json"
+                    what = "another writer was at archive.json"
                     raise StoreError(errno.EBUSY, what, retryable=True) from None
             self._identity = identity
 

@@ -75,7 +75,7 @@ class StoreStage:
         self._pending = bytearray()
         self._taken_bytes = 0
         self._upload: Upload | None = None
-        self._is_whole = False
+        self._is_published = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -87,10 +87,10 @@ class StoreStage:
         traceback: TracebackType | None,
     ) -> None:
         self._give_back()
-        if self._upload is not None and not self._is_whole:
-            dropping = asyncio.get_running_loop().run_in_executor(None, self._upload.drop)
+        if self._upload is not None and not self._is_published:
+            undoing = asyncio.get_running_loop().run_in_executor(None, self._upload.undo)
             with suppress(OSError):
-                await files.to_its_end(dropping)
+                await files.to_its_end(undoing)
 
     def begin(self, mark: Mark | None) -> None:
         """See `Stage.begin`: no part of it is kept for another try."""
@@ -130,7 +130,8 @@ class StoreStage:
             await self._spill(upload)
             await self._uploader.run(lambda: self._uploader.finish(upload, sha256))
             path = upload.path
-        self._is_whole = True
+        # A sidecar may name it from now on.
+        self._is_published = True
         return path.rpartition("/")[2]
 
     async def _spill(self, upload: Upload) -> None:

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
@@ -268,11 +269,10 @@ class Store:
 
 
 class Upload:
-    """A long object on its way, by parts; `finish` makes it, and `drop` undoes that, too."""
+    """A long object on its way, by parts; `finish`, `drop` or `undo` ends it."""
 
     def __init__(self, store: Store, path: str, writer: WritableFile) -> None:
         self.path = path
-        self._is_made = False
         self._store = store
         self._writer = writer.__enter__()
         self._size = 0
@@ -293,24 +293,36 @@ class Upload:
         Raises:
             StoreError: it could not be made, or is of another size than was written.
         """
-        with translated():
+        # Asked again since its answer was lost, a store may not know the upload any more.
+        with suppress(FileNotFoundError), translated():
             self._writer.close()
-        self._is_made = True
-        if (size := self._store.head(self.path).size) != self._size:
+        try:
+            size = self._store.head(self.path).size
+        except FileNotFoundError:
+            size = 0
+        if size != self._size:
             what = f"the store has {size} bytes of {self._size}"
             raise StoreError(errno.EIO, what, retryable=True)
 
     def drop(self) -> None:
-        """Have the store forget its parts, or the object that they made.
+        """Have the store forget its parts.
 
         Raises:
             StoreError: it could not be told so; a rule of the bucket's can see to what is left.
         """
-        if self._is_made:
-            self._store.delete(self.path)
-            return
         with translated():
             self._writer.__exit__(StoreError, StoreError(errno.ECANCELED, "dropped"), None)
+
+    def undo(self) -> None:
+        """Leave nothing of it, whether or not it was made; its name has to be nobody else's.
+
+        Raises:
+            StoreError: it could not be removed.
+        """
+        # One that was made, or may have been, has no parts to be dropped.
+        with suppress(StoreError):
+            self.drop()
+        self._store.delete(self.path)
 
 
 def opened(url: str, retries: int) -> Store:
