@@ -13,8 +13,9 @@ help:  ## show this
 demo: .venv/.runtime  ## run the main job against the embedded simulator, and look at the result
 	@$(BIN)/bulkfetch demo
 
+# One more than there are cores, since many tests wait.
 test: .venv/.dev  ## run the tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup
+	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist loadgroup
 
 soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
 	$(BIN)/python -m pytest -m soak

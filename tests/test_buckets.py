@@ -593,29 +593,29 @@ def test_doctor_examines_a_bucket(simulator: Simulator, manifest: Path, either: 
 
 
 def test_several_processes_write_into_one_bucket(
-    serve: Serve, either: Bucket, tmp_path: Path
+    serve: Serve, s3_bucket: Bucket, tmp_path: Path
 ) -> None:
     # Long enough for the other process to come to some of it.
-    simulator = serve(patients=120, storage_latency_s=1)
+    simulator = serve(patients=60, storage_latency_s=1)
     manifest = write_manifest(tmp_path / "many.csv", list(simulator.patient_ids()))
-    result = run(simulator, manifest, either, "--processes", "2")
+    result = run(simulator, manifest, s3_bucket, "--processes", "2")
     assert result.status == 0, result.err
-    journals = {path.rpartition("/")[2] for path in either.contents() if "/journal" in path}
+    journals = {path.rpartition("/")[2] for path in s3_bucket.contents() if "/journal" in path}
     assert {"journal.000001.jsonl", "journal-2.000001.jsonl"} <= journals
-    assert bulkfetch("verify", f"{either.url}/export", "--manifest", manifest).status == 0
+    assert bulkfetch("verify", f"{s3_bucket.url}/export", "--manifest", manifest).status == 0
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_killed_run_goes_on_and_the_bucket_verifies(
     serve: Serve, s3_bucket: Bucket, tmp_path: Path, processes: str
 ) -> None:
-    simulator = serve(patients=60, storage_latency_s=0.05)
+    simulator = serve(patients=30, storage_latency_s=0.05)
     manifest = write_manifest(tmp_path / "many.csv", list(simulator.patient_ids()))
     out = f"{s3_bucket.url}/export"
     arguments: list[str | Path] = [
         "download", manifest, "--out", out, "--progress=none", "--processes", processes
     ]  # fmt: skip
-    for images_there in (3, 20, 60):
+    for images_there in (3, 30):
         with start_bulkfetch(arguments, credentials(simulator)) as killed:
             while (
                 killed.poll() is None and s3_bucket.proxy.count(r"^PUT .*\.v1\.json") < images_there
@@ -778,3 +778,18 @@ def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
     waited: list[str] = []
     with lease.hold(open_store(f"{s3_bucket.url}/export"), "run", None, waited.append):
         assert "may be held by run other" in waited[0]
+
+
+async def a_page_of_somebody(_: bytes, forward: Forward) -> Answer:
+    """Status 200, and no answer of a store."""
+    return Answer(body=b"<html>Welcome to the guests' network</html>")
+
+
+def test_a_page_in_place_of_a_listing_is_no_sound_archive(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    s3_bucket.proxy.strike(r"^GET .*list-type(?!.*bulkfetch)", a_page_of_somebody, times=100)
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 4
+    assert "not listed whole" in checked.err

@@ -27,9 +27,9 @@ from bulkfetch.paths import PRIVATE
 from bulkfetch.stores.store import Store, Version
 
 BEAT_S = 5.0
-LEASE_S = 30.0
+LEASE_S = 60.0
 # A run that could not renew its lease for so long writes nothing more.
-_GIVE_UP_S = 20.0
+_GIVE_UP_S = 40.0
 _LOOK_S = 1.0
 _PREFIX = "lease"
 
@@ -170,6 +170,7 @@ def hold(
         stack.callback(holding.give_back)
         with suppress(FileExistsError):
             store.put(path, b"")
+            store.delete(path)
             raise DestinationError(
                 f"{store.url} overwrites what is only to be put where there is nothing: use a "
                 "store that heeds If-None-Match, as S3 does"

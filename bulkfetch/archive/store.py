@@ -347,6 +347,8 @@ class StoreArchive:
             again = (f"{name}~{number}" for number in itertools.count(2))
             free = next(n for n in itertools.chain([name], again) if n not in taken)
             self._store.copy(f"{place.directory}/{name}", f"{there}/{free}")
+            if self._held:
+                self._held.check()
             self._store.delete(f"{place.directory}/{name}")
 
     def _claim(self, organization_id: str) -> None:

@@ -24,6 +24,7 @@ from obstore.store import ObjectStore, from_url
 from yarl import URL
 
 from bulkfetch.errors import ConfigurationError
+from bulkfetch.logs import plain
 from bulkfetch.stores import StoreError
 from bulkfetch.stores.answers import translated
 
@@ -327,16 +328,17 @@ class Upload:
 
 def opened(url: str, retries: int) -> Store:
     """See `open_store`."""
+    shown = plain(url)
     found = _URL.fullmatch(url)
     scheme = found["scheme"].lower() if found else ""
     if not found or not found["bucket"] or scheme not in SCHEMES:
         known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise ConfigurationError(
-            f"{url} is none of the URLs that are known ({known}, each with a bucket; file://)"
+            f"{shown} is none of the URLs that are known ({known}, each with a bucket; file://)"
         )
     path = (found["path"] or "").rstrip("/")
     if any(part in ("", ".", "..") for part in path.split("/")[1:]):
-        raise ConfigurationError(f"{url} has an empty name or dots in it: write it without them")
+        raise ConfigurationError(f"{shown} has an empty name or dots in it: write it without them")
     # S3 refuses what does not arrive as it was sent; not all that speak it can delete in bulk.
     of_s3: Any = {"checksum_algorithm": "SHA256", "disable_bulk_delete": True}
     try:
@@ -354,7 +356,7 @@ def opened(url: str, retries: int) -> Store:
         )
     except (exceptions.BaseError, ValueError) as error:
         reason = str(error).partition("\n")[0].removeprefix("Generic ")
-        raise ConfigurationError(f"{url} cannot be opened: {reason}") from None
+        raise ConfigurationError(f"{shown} cannot be opened: {reason}") from None
     return Store(url.rstrip("/"), store, retries)
 
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from bulkfetch.archive import Identity
+from bulkfetch.archive.identity import IDENTITY_PATH
 from bulkfetch.errors import DestinationError
 from bulkfetch.paths import PRIVATE, parse_template
 from bulkfetch.stores.store import Object, Store
@@ -38,7 +39,7 @@ def check_bucket(
 
     Raises:
         StoreError: it cannot be listed.
-        DestinationError: it is not listed in order.
+        DestinationError: it is not listed in order, or not whole.
     """
     elsewhere = Checked()
     leaves = _leaves(store, len(parse_template(identity.path_template)), elsewhere)
@@ -75,7 +76,9 @@ def _check_batch(
 def _leaves(store: Store, depth: int, elsewhere: Checked) -> Iterator[_Leaf]:
     """Yield the directories of images, each with its objects; note what else there is."""
     path, found = "", dict[str, Object]()
+    is_listing = False
     for listed in store.objects():
+        is_listing = is_listing or listed.path == IDENTITY_PATH
         *above, _ = parts = listed.path.split("/")
         if parts[0] == PRIVATE:
             check_name(listed.path, elsewhere)
@@ -96,3 +99,8 @@ def _leaves(store: Store, depth: int, elsewhere: Checked) -> Iterator[_Leaf]:
             found["/".join(parts[depth:])] = listed
     if found:
         yield path, found
+    if not is_listing:
+        # A page of somebody else's with status 200 is read as an empty listing.
+        raise DestinationError(
+            f"{store.url} is not listed whole: {IDENTITY_PATH} is there, and in no list; try again"
+        )
