@@ -16,7 +16,6 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.bench import Bench
@@ -318,10 +317,8 @@ def model(bench: Bench) -> None:
     foretold: dict[str, list[tuple[Forecast, float]]] = defaultdict(list)
     for _ in range(bench.rounds):
         for name, job in JOBS.items():
-            one = replace(
-                smaller(job, bench.divisor),
-                **calibrated(bench.served, bench.directory, bench.divisor),
-            )
+            few = smaller(job, bench.divisor)
+            one = calibrated(few, bench.served, bench.directory, bench.divisor)
             took_s = measured_s(one, bench.served, bench.directory)
             foretold[name].append((reckon(one), took_s))
     bench.tell(

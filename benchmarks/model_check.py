@@ -1,7 +1,7 @@
 """The model of `scale_model` against runs: jobs small enough to run here, each held up otherwise.
 
-What waiting takes is reckoned from the job alone. What computing takes is measured just before, in
-runs of other sizes, on the same machine as busy as it then is.
+What waiting takes is reckoned from the job alone. What starting and computing take is measured just
+before, in runs of other sizes, on the same machine as busy as it then is.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ JOBS = {
     "long downloads": replace(
         _WAITING, patients=120, images_per_patient=5, storage_latency_s=0.1, download_concurrency=6
     ),
-    "a limit of 50 requests a second": replace(_WAITING, rate_limit=50),
+    "a limit of 20 requests a second": replace(_WAITING, patients=200, rate_limit=20),
     "a line of 2 MB a second": replace(
         _WAITING, patients=150, images_per_patient=5, link_bytes_s=2e6
     ),
-    "two processes": replace(_WAITING, api_latency_s=0.2, query_concurrency=8, processes=2),
+    "two processes": replace(
+        _WAITING, patients=800, api_latency_s=0.2, query_concurrency=8, processes=2
+    ),
     "three shards": replace(_WAITING, api_latency_s=0.2, query_concurrency=3, shards=3),
     "small images": replace(_COMPUTING, patients=4_000, images_per_patient=2, image_bytes=4e3),
     "larger images": replace(_COMPUTING, patients=500, images_per_patient=4, image_bytes=1e5),
@@ -60,32 +62,35 @@ def measured_s(job: Job, serving: Serving, directory: Directory) -> float:
         return _took_s(job, served, scratch / "out")
 
 
-def calibrated(serving: Serving, directory: Directory, divisor: int) -> dict[str, float]:
-    """Return what starting and computing take here and now, as fields of a `Job`.
+def calibrated(job: Job, serving: Serving, directory: Directory, divisor: int) -> Job:
+    """Return a job with what starting it takes here and now; and computing, if it waits for that.
 
     They are seconds of the clock: of a processor as far as one process gets it now.
     """
 
-    def took_s(images: int, size_bytes: int = 100, patients: int = 0) -> float:
+    def took_s(job: Job, images: int, size_bytes: int = 100, patients: int = 0) -> float:
         fields = {"images": images, "size_bytes": size_bytes, "without_images": patients}
         with serving(**fields) as served, directory() as scratch:
-            return _took_s(_COMPUTING, served, scratch / "out")
+            return _took_s(job, served, scratch / "out")
 
     def each(seconds: float, number: float) -> float:
         return max(0.0, seconds) / number
 
+    startup_s = took_s(replace(_COMPUTING, shards=job.shards, processes=job.processes), 5)
+    if job.api_latency_s:
+        return replace(job, startup_s=startup_s)
     some, small, large = 4_000 // divisor, 2_500 // divisor, 500 // divisor
-    startup_s = took_s(5)
-    patient_s = each(took_s(5, patients=some) - startup_s, some)
-    with_patient_s = each(took_s(small) - startup_s, small)
-    with_bytes_s = each(took_s(large, _LARGE_BYTES) - startup_s, large)
-    return {
-        "startup_s": startup_s,
-        "cpu_row_s": 0.0,  # in the next
-        "cpu_patient_s": patient_s,
-        "cpu_image_s": max(0.0, with_patient_s - patient_s / IMAGES_PER_PATIENT),
-        "cpu_byte_s": max(0.0, with_bytes_s - with_patient_s) / _LARGE_BYTES,
-    }
+    patient_s = each(took_s(job, 5, patients=some) - startup_s, some)
+    with_patient_s = each(took_s(job, small) - startup_s, small)
+    with_bytes_s = each(took_s(job, large, _LARGE_BYTES) - startup_s, large)
+    return replace(
+        job,
+        startup_s=startup_s,
+        cpu_row_s=0.0,  # in the next
+        cpu_patient_s=patient_s,
+        cpu_image_s=max(0.0, with_patient_s - patient_s / IMAGES_PER_PATIENT),
+        cpu_byte_s=max(0.0, with_bytes_s - with_patient_s) / _LARGE_BYTES,
+    )
 
 
 def _served(job: Job) -> dict[str, Any]:

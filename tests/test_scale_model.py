@@ -121,7 +121,7 @@ def test_each_job_of_the_check_waits_for_one_thing(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["long downloads", "a limit of 50 requests a second", "a line of 2 MB a second"]
+    "name", ["long downloads", "a limit of 20 requests a second", "a line of 2 MB a second"]
 )
 def test_no_run_is_faster_than_its_bound(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
