@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -793,3 +794,21 @@ def test_a_page_in_place_of_a_listing_is_no_sound_archive(
     checked = bulkfetch("verify", f"{s3_bucket.url}/export")
     assert checked.status == 4
     assert "not listed whole" in checked.err
+
+
+def test_what_the_page_says_to_try_can_be_tried(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    page = (Path(__file__).parents[1] / "docs" / "buckets.md").read_text("utf-8")
+    script = re.split("^```(?:sh)?\n", page.partition("## Try it")[2], flags=re.MULTILINE)[1]
+    for port in ("5555", "8080"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            script = script.replace(port, str(free.getsockname()[1]))
+    script = script.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    done = subprocess.run(
+        ["bash", "-m", "-e", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "nothing is missing, changed or stray" in done.stderr
