@@ -229,8 +229,9 @@ class Store:
             StoreError: it could not be begun.
         """
         with translated():
+            # One part at a time: one that is on its way when the upload is dropped would keep it.
             writer = obstore.open_writer(
-                self._store, path, buffer_size=buffer_bytes, max_concurrency=2
+                self._store, path, buffer_size=buffer_bytes, max_concurrency=1
             )
             return Upload(self, path, writer)
 
