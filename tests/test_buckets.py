@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import socket
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -796,15 +798,23 @@ def test_a_page_in_place_of_a_listing_is_no_sound_archive(
     assert "not listed whole" in checked.err
 
 
+def free_pair() -> int:
+    """A port that is free, as is the next one; none that the system gives to whoever asks."""
+    while True:
+        port = random.randrange(20_000, 30_000, 2)
+        with suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 1))
+            return port
+
+
 def test_what_the_page_says_to_try_can_be_tried(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     page = (Path(__file__).parents[1] / "docs" / "buckets.md").read_text("utf-8")
     script = re.split("^```(?:sh)?\n", page.partition("## Try it")[2], flags=re.MULTILINE)[1]
-    for port in ("5555", "8080"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            script = script.replace(port, str(free.getsockname()[1]))
+    store, api = free_pair(), free_pair()
+    script = script.replace("5555", str(store)).replace("8080", str(api))
     script = script.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
     done = subprocess.run(
         ["bash", "-m", "-e", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script}"],
