@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkfetch.archive.files import named
+from bulkfetch.archive.lock import is_gone
 from bulkfetch.errors import DestinationError
 from bulkfetch.models import Shard
 from bulkfetch.paths import PRIVATE
@@ -32,8 +32,6 @@ LEASE_S = 60.0
 _GIVE_UP_S = 40.0
 _LOOK_S = 1.0
 _PREFIX = "lease"
-
-T = TypeVar("T")
 
 
 class Lease(BaseModel):
@@ -61,13 +59,7 @@ class Lease(BaseModel):
         """Tell whether the run is known to be gone."""
         if (self.host, self.among) != (socket.gethostname(), _among()):
             return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass
-        return False
+        return is_gone(self.pid)
 
 
 def leases(store: Store) -> Iterator[Lease]:

@@ -41,13 +41,18 @@ class _Holder(BaseModel):
         """Tell whether the first process of the run is known to be gone."""
         if self.host != socket.gethostname():
             return False
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            pass
-        return False
+        return is_gone(self.pid)
+
+
+def is_gone(pid: int) -> bool:
+    """Tell whether no process of this machine has a number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 class Hold:

@@ -71,7 +71,7 @@ class Directory:
             LocalArchive.check(self._out, identity_of(LocalTree(self._root)) or self._wanted)
             if self._root.exists():
                 return f"{self._root.resolve()} is a directory"
-            return f"{self._root.absolute()} is not there yet: {_nearest(self._root)} is"
+            return f"{self._root.absolute()} is not there yet: {files.nearest(self._root)} is"
 
     async def _archive(self, organization_id: str | None) -> str:
         found = await aside(lambda: identity_of(LocalTree(self._root)))
@@ -89,7 +89,7 @@ class Directory:
         )
 
     def _file_system(self) -> str:
-        kind = _file_system_of(_nearest(self._root))
+        kind = _file_system_of(files.nearest(self._root))
         if kind is None:
             raise SkippedError("this system does not tell what kind it is")
         if _REMOTE.fullmatch(kind):
@@ -101,7 +101,7 @@ class Directory:
         return f"{kind}, local"
 
     async def _writing(self) -> str:
-        place = _nearest(self._root).absolute()
+        place = files.nearest(self._root).absolute()
         trying = asyncio.ensure_future(aside(lambda: _try_to_write(place)))
         try:
             await asyncio.shield(trying)
@@ -112,7 +112,7 @@ class Directory:
         return f"a file can be made in {place}, renamed, brought to the disk and removed"
 
     def _disk(self) -> str:
-        nearest = _nearest(self._root)
+        nearest = files.nearest(self._root)
         with files.named(self._out):
             files.Room(nearest).look()
             found = os.statvfs(nearest)
@@ -176,11 +176,6 @@ def _try_to_write(place: Path) -> None:
             f"{place} takes no file: {error.strerror or type(error).__name__}",
             "make it writable, or name another directory with --out",
         ) from error
-
-
-def _nearest(path: Path) -> Path:
-    """The directory itself, or the one in which it is to be made."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def _file_system_of(path: Path) -> str | None:
