@@ -54,7 +54,7 @@ class StoreArchive:
 
     def __init__(
         self,
-        store: Store,
+        patient: Store,
         run_id: str,
         identity: Identity,
         *,
@@ -64,10 +64,10 @@ class StoreArchive:
     ) -> None:
         self.writer = writer
         self.is_recognised = False
-        self._store = store
         # For what is no image: nothing but a store's own patience sees to that.
-        self._patient = open_store(store.url, retries=READ_RETRIES)
-        self.tree: Tree = StoreTree(self._patient)
+        self._patient = patient
+        self._store = open_store(patient.url)
+        self.tree: Tree = StoreTree(patient)
         self._run_id = run_id
         self._identity = identity
         self._again = again
@@ -121,12 +121,9 @@ class StoreArchive:
                     found = identity_for(StoreTree(patient), identity)
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
             writer = Writer(owner, "1", ())
-            store = open_store(url)
-            archive = cls(store, run_id, found or identity, again=again, writer=writer, held=held)
-            try:
+            archive = cls(patient, run_id, found or identity, again=again, writer=writer, held=held)
+            with archive._threads:
                 yield archive
-            finally:
-                archive._threads.shutdown()
 
     @classmethod
     @contextmanager
@@ -150,12 +147,9 @@ class StoreArchive:
         with files.named(url):
             found = identity_for(StoreTree(patient), identity)
         writer = first._replace(process=str(number))
-        store = open_store(url)
-        archive = cls(store, run_id, found or identity, again=again, writer=writer)
-        try:
+        archive = cls(patient, run_id, found or identity, again=again, writer=writer)
+        with archive._threads:
             yield archive
-        finally:
-            archive._threads.shutdown()
 
     @classmethod
     @contextmanager
@@ -165,13 +159,12 @@ class StoreArchive:
         Raises:
             ArchiveMismatchError: it is another account's archive.
         """
+        patient = open_store(url, retries=READ_RETRIES)
         with files.named(url):
-            found = identity_for(StoreTree(open_store(url, retries=READ_RETRIES)), identity)
-        archive = cls(open_store(url), "", found or identity, again=again)
-        try:
+            found = identity_for(StoreTree(patient), identity)
+        archive = cls(patient, "", found or identity, again=again)
+        with archive._threads:
             yield archive
-        finally:
-            archive._threads.shutdown()
 
     async def look(
         self,
