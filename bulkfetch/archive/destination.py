@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bulkfetch.archive.base import Again, Archive, Identity, Writer
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.tree import LocalTree, Tree
 from bulkfetch.models import Shard
 from bulkfetch.stores import READ_RETRIES, file_path, is_url, open_store
+
+if TYPE_CHECKING:
+    from bulkfetch.archive.store import StoreArchive
 
 
 def tree_at(out: str) -> Tree:
@@ -51,9 +55,7 @@ class Destination:
             return
         # First, since it says which extra is missing.
         open_store(self._out)
-        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
-
-        StoreArchive.check(self._out, identity)
+        _store_archive().check(self._out, identity)
 
     def open(
         self,
@@ -78,9 +80,7 @@ class Destination:
             return LocalArchive.open(
                 self._out, run_id, identity, shard=shard, durable=durable, is_joined=is_joined
             )
-        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
-
-        return StoreArchive.open(self._out, run_id, identity, shard=shard, again=again)
+        return _store_archive().open(self._out, run_id, identity, shard=shard, again=again)
 
     def join(
         self,
@@ -100,9 +100,7 @@ class Destination:
         """
         if not is_url(self._out):
             return LocalArchive.join(self._out, run_id, identity, first, number, durable=durable)
-        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
-
-        return StoreArchive.join(self._out, run_id, identity, first, number, again=again)
+        return _store_archive().join(self._out, run_id, identity, first, number, again=again)
 
     def read_only(self, identity: Identity, again: Again) -> AbstractContextManager[Archive]:
         """Open the archive to look into it; there need not be one.
@@ -112,6 +110,10 @@ class Destination:
         """
         if not is_url(self._out):
             return LocalArchive.read_only(self._out, identity)
-        from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
+        return _store_archive().read_only(self._out, identity, again)
 
-        return StoreArchive.read_only(self._out, identity, again)
+
+def _store_archive() -> type[StoreArchive]:
+    from bulkfetch.archive.store import StoreArchive  # noqa: PLC0415  an extra
+
+    return StoreArchive
