@@ -188,7 +188,13 @@ def bucket(bench: Bench) -> None:
 def bodies(bench: Bench) -> None:
     """Peak memory by the size of what goes into an object store."""
     rows = []
-    for images, size_bytes in ((2_000, 20_000), (500, 1_000_000), (60, 30_000_000)):
+    for images, size_bytes in (
+        (2_000, 20_000),
+        (500, 1_000_000),
+        (200, 5_000_000),
+        (60, 30_000_000),
+        (20, 100_000_000),
+    ):
         some = max(5, images // bench.divisor)
         with (
             bench.served(images=some, size_bytes=size_bytes) as served,

@@ -36,8 +36,8 @@ from bulkfetch.plan import Level, Place
 from bulkfetch.stores import READ_RETRIES, StoreError, open_store
 from bulkfetch.stores.store import Store, Upload
 
-# What all bodies may take beyond their first part; a body for which there is no room is long, too.
-MEMORY_BYTES = 2**29
+# What all bodies together may take beyond their first megabyte: two of the longest, at least.
+MEMORY_BYTES = 2**27
 # Each waits for one answer of the store.
 _THREADS = 64
 # Google takes an object anew once a second at most.

@@ -9,35 +9,46 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import Kept, Mark
+from bulkfetch.archive.base import KEPT_OVER_BYTES, Kept, Mark
 from bulkfetch.media import EXTENSIONS, HEAD_BYTES, media_type_of
 from bulkfetch.plan import Place
 from bulkfetch.stores.store import Upload
 
 # A body up to this size is one object, put only where there is none.
 WHOLE_BYTES = 2**26
-# Of a longer one so much is in memory: a part of its upload. S3 allows 10,000, which makes 80 GB.
+# A longer one goes by parts of this size. S3 allows 10,000, which makes 80 GB.
 PART_BYTES = 2**23
+# Of parts, one is being filled, one sent, and two are pieces on the way from one to the other.
+_PARTS_AT_ONCE = 4
 
 T = TypeVar("T")
 
 
 class Memory:
-    """What all bodies together may keep in memory beyond their first part."""
+    """What the long bodies may keep in memory; one that finds too little waits for its turn.
+
+    It waits with its body unread, and so its sender waits. None waits that has taken some already,
+    so those that have some come to their end.
+    """
 
     def __init__(self, size_bytes: int) -> None:
         self._free = size_bytes
+        # In the order of their coming, or a large body would wait for as long as small ones come.
+        self._turn = asyncio.Lock()
+        self._given_back = asyncio.Event()
 
-    def take(self, size_bytes: int) -> bool:
-        """Take some, and tell whether there was enough."""
-        if size_bytes > self._free:
-            return False
-        self._free -= size_bytes
-        return True
+    async def take(self, size_bytes: int) -> None:
+        """Take some, once there is enough."""
+        async with self._turn:
+            while size_bytes > self._free:
+                self._given_back.clear()
+                await self._given_back.wait()
+            self._free -= size_bytes
 
     def give_back(self, size_bytes: int) -> None:
         """Let others have it."""
         self._free += size_bytes
+        self._given_back.set()
 
 
 class Uploader(Protocol):
@@ -73,6 +84,7 @@ class StoreStage:
         self._uploader = uploader
         # Grown in place: pieces to be joined would take twice the room, and leave holes behind.
         self._pending = bytearray()
+        self._expected_bytes = WHOLE_BYTES
         self._taken_bytes = 0
         self._upload: Upload | None = None
         self._is_published = False
@@ -86,7 +98,12 @@ class StoreStage:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._give_back()
+        try:
+            await self._undo()
+        finally:
+            self._uploader.memory.give_back(self._taken_bytes)
+
+    async def _undo(self) -> None:
         if self._upload is not None and not self._is_published:
             undoing = asyncio.get_running_loop().run_in_executor(None, self._upload.undo)
             with suppress(OSError):
@@ -94,6 +111,8 @@ class StoreStage:
 
     def begin(self, mark: Mark | None) -> None:
         """See `Stage.begin`: no part of it is kept for another try."""
+        if mark is not None:
+            self._expected_bytes = mark.total
 
     async def restore(self) -> AsyncIterator[bytes]:
         """See `Stage.restore`: there is never anything."""
@@ -106,12 +125,14 @@ class StoreStage:
     async def write(self, data: bytes) -> None:
         """See `Stage.write`."""
         self._pending += data
-        if len(self._pending) <= PART_BYTES:
+        is_long = self._expected_bytes > WHOLE_BYTES
+        if not self._taken_bytes and len(self._pending) > KEPT_OVER_BYTES:
+            wanted = _PARTS_AT_ONCE * PART_BYTES if is_long else self._expected_bytes
+            await self._uploader.memory.take(wanted)
+            self._taken_bytes = wanted
+        if len(self._pending) <= (PART_BYTES if is_long else WHOLE_BYTES):
             return
         if self._upload is None:
-            if len(self._pending) <= WHOLE_BYTES and self._uploader.memory.take(len(data)):
-                self._taken_bytes += len(data)
-                return
             path = f"{self.place.directory}/{self.place.file(_ending(self._pending))}"
             self._upload = await self._uploader.run(lambda: self._uploader.begun(path))
         await self._spill(self._upload)
@@ -136,12 +157,7 @@ class StoreStage:
 
     async def _spill(self, upload: Upload) -> None:
         data, self._pending = self._pending, bytearray()
-        self._give_back()
         await self._uploader.run(lambda: upload.write(data))
-
-    def _give_back(self) -> None:
-        self._uploader.memory.give_back(self._taken_bytes)
-        self._taken_bytes = 0
 
 
 def _ending(head: bytearray) -> str:
