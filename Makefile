@@ -15,7 +15,7 @@ demo: .venv/.runtime  ## run the main job against the embedded simulator, and lo
 
 # One more than there are cores, since many tests wait.
 test: .venv/.dev  ## run the tests
-	$(BIN)/python -m pytest -n $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)") --dist loadgroup
+	$(BIN)/python -m pytest -n $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)")
 
 soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
 	$(BIN)/python -m pytest -m soak

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from bulkfetch.simulator import Simulator, SimulatorConfig
 from tests.stores import Bucket, google_bucket, s3_bucket, serving_s3
@@ -31,6 +32,25 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 _OURS_OR_A_STORES = ("BULKFETCH_", "AWS_", "AZURE_", "GOOGLE_")
+
+# One process runs all tests of a module whose tests share what there is to be one of.
+_TOGETHER = ("tests/test_ray.py",)
+
+
+def _dealt_out_as(nodeid: str) -> str:
+    module = nodeid.partition("::")[0]
+    return module if module in _TOGETHER else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """Deal the tests out one at a time, whatever `--dist` is, but for modules that stay together.
+
+    The groups of pytest-xdist 3.8 (`xdist_group`) are ignored by pytest 9.2.
+    """
+    scheduling = LoadScopeScheduling(config, log)
+    scheduling._split_scope = _dealt_out_as
+    return scheduling
 
 
 @pytest.fixture(autouse=True)

@@ -30,12 +30,14 @@ from tests.faulty import balance, failures, intact, whole
 from tests.raycluster import RayCluster, ray_cluster
 from tests.stores import Bucket
 
-# One cluster for all, so that one process runs them all.
-pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    """A cluster for all: the tests' processes are as many as there are cores."""
+    if "PYTEST_XDIST_TESTRUNUID" in os.environ:
+        (tmp_path_factory.getbasetemp().parent / "has-a-cluster").touch(exist_ok=False)
     with ray_cluster() as made:
         yield made
 
