@@ -13,6 +13,9 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+# Of a schedule that was missed, so much is caught up with.
+_CATCH_UP_S = 0.1
+
 
 class Slots:
     """A semaphore whose size may change while it is held.
@@ -113,12 +116,16 @@ class AdaptiveSlots(Slots):
 class Pace:
     """Turns that come evenly, rather than in a burst at the start of each second.
 
+    They keep a schedule, so that what a loaded machine is late by is not lost: no more than `rate`
+    come in a second, and a tenth of that at once on top, after a delay or a rest.
+
     Attributes:
         rate: turns a second; None for no bound, 0 for none until that changes.
     """
 
     def __init__(self, rate: float | None) -> None:
         self.rate = rate
+        # When the last turn should have been.
         self._last_s = -math.inf
         self._line = asyncio.Lock()
         self._changed = asyncio.Event()
@@ -140,7 +147,7 @@ class Pace:
                     await asyncio.wait_for(
                         self._changed.wait(), None if wait_s == math.inf else wait_s
                     )
-            self._last_s = now_s()
+            self._last_s = max(self._due_s(), now_s() - _CATCH_UP_S)
 
     def _due_s(self) -> float:
         if self.rate is None:

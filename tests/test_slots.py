@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
+import selectors
 
 import pytest
 
 from bulkfetch.limits import fit_to_open_files
 from bulkfetch.settings import Settings
-from bulkfetch.slots import AdaptiveSlots
+from bulkfetch.slots import AdaptiveSlots, Pace
 
 
 async def in_flight_at_most(slots: AdaptiveSlots, calls: int = 50) -> int:
@@ -104,3 +106,59 @@ def test_the_limit_on_open_files_is_raised_where_that_is_enough(
     assert fit_to_open_files(settings) is settings
     assert len(asked) == 1
     assert not caplog.text
+
+
+class LateLoop(asyncio.SelectorEventLoop):
+    """A loop whose time passes only where it waits, and that wakes up late each time.
+
+    Attributes:
+        late_s: by how much.
+    """
+
+    def __init__(self, late_s: float) -> None:
+        self.late_s = late_s
+        self._now_s = 1000.0
+        super().__init__()
+        selector: selectors.BaseSelector = self._selector  # type: ignore[attr-defined]
+        select = selector.select
+
+        def pass_the_time(timeout: float | None = None) -> object:
+            if timeout:
+                self._now_s += timeout + self.late_s
+            return select(0)
+
+        selector.select = pass_the_time  # type: ignore[assignment, method-assign]
+
+    def time(self) -> float:
+        return self._now_s
+
+
+def turns_of(loop: LateLoop, rate: float, turns: int) -> list[float]:
+    """When turns came that many were waiting for, after a long delay in the middle of them."""
+
+    async def take() -> list[float]:
+        pace, came = Pace(rate), list[float]()
+
+        async def one(number: int) -> None:
+            await pace.turn()
+            came.append(loop.time())
+            if number == turns // 2:
+                loop._now_s += 5
+
+        await asyncio.gather(*map(one, range(turns)))
+        return came
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(take())
+
+
+@pytest.mark.parametrize("late_s", [0.0, 0.005, 0.05])
+def test_a_machine_that_is_always_late_has_all_turns_and_never_more_in_any_time(
+    late_s: float,
+) -> None:
+    came = turns_of(LateLoop(late_s), rate=50, turns=1001)
+    assert len(came) == 1001
+    # 20 s of turns, and of the delay of 5 s a tenth of a second is caught up with.
+    assert came[-1] - came[0] == pytest.approx(24.8, abs=0.2)
+    for first, last in itertools.combinations(range(0, 1001, 7), 2):
+        assert last - first <= 50 * (came[last] - came[first] + 0.1) + 1.001
