@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from bulkfetch.archive.tree import Tree
@@ -21,6 +22,9 @@ FIRST = "journal.jsonl"
 JOURNAL = re.compile(r"journal(-[0-9]+)?\.jsonl")
 FINISHED = b'{"event":"run_finished",'
 _BLOCK_BYTES = 2**16
+# So many earlier runs are read side by side: where each is some requests, a year of shards is
+# thousands.
+_AT_ONCE = 32
 # A run's first line grows with the runs that it names: by 110 bytes each.
 _LONGEST_LINE = 2**26
 RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
@@ -62,12 +66,16 @@ def heads_of_runs(tree: Tree, *, durable: bool) -> Mapping[str, Mapping[str, str
     Raises:
         OSError: the archive cannot be read.
     """
-    found: dict[str, Mapping[str, str]] = {}
-    for run_id in runs_of(tree):
+    runs = runs_of(tree)
+
+    def heads_of(run_id: str) -> Mapping[str, str]:
         with suppress(OSError):
-            if heads := _heads_of_run(tree, run_id, durable=durable):
-                found[run_id] = heads
-    return found
+            return _heads_of_run(tree, run_id, durable=durable)
+        return {}
+
+    with ThreadPoolExecutor(_AT_ONCE, "heads") as pool:
+        found = zip(runs, pool.map(heads_of, runs), strict=True)
+        return {run_id: heads for run_id, heads in found if heads}
 
 
 def heads_of_helpers(tree: Tree, run_id: str) -> Mapping[str, str]:
