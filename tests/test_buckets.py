@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +22,9 @@ from typing import Any
 
 import pytest
 
+from bulkfetch import chain
 from bulkfetch.archive import lease
+from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.errors import DestinationError
 from bulkfetch.simulator import Simulator, parse_fault
 from bulkfetch.stores import open_store
@@ -764,7 +769,7 @@ def test_a_lease_that_can_never_be_taken_is_not_waited_for_for_ever(
     store = open_store(f"{s3_bucket.url}/export")
     with (
         pytest.raises(DestinationError, match="neither made nor taken over"),
-        lease.hold(store, "run", None, lambda _: None),
+        lease.hold(store, "run", None, lambda _: None, threading.Event()),
     ):
         pass
 
@@ -779,8 +784,59 @@ def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
     text = json.dumps({**holder, "among": "the processes of another container"})
     put(s3_bucket, "export/.bulkfetch/lease.json", text.encode())
     waited: list[str] = []
-    with lease.hold(open_store(f"{s3_bucket.url}/export"), "run", None, waited.append):
+    store = open_store(f"{s3_bucket.url}/export")
+    with lease.hold(store, "run", None, waited.append, threading.Event()):
         assert "may be held by run other" in waited[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
+)
+def test_a_run_that_looks_whether_another_is_at_work_can_be_interrupted(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket, number: int, status: int
+) -> None:
+    path = "export/.bulkfetch/lease.json"
+    holder = {"run_id": "other", "pid": 1, "host": "elsewhere", "shard": None}
+    put(s3_bucket, path, json.dumps(holder).encode())
+    before = s3_bucket.contents()
+    arguments: list[str | Path] = [
+        "download", manifest, "--out", f"{s3_bucket.url}/export", "--progress=none"
+    ]  # fmt: skip
+    with start_bulkfetch(arguments, credentials(simulator)) as run:
+        assert run.stderr is not None
+        assert b"may be held by run other" in run.stderr.readline()
+        run.send_signal(number)
+        _, err = run.communicate(timeout=60)
+    assert run.returncode == status
+    assert err.splitlines() == [b"interrupted before anything was fetched"]
+    # It was not waited for until it could be taken over.
+    assert s3_bucket.contents() == before
+
+
+def test_earlier_runs_are_asked_after_side_by_side(s3_bucket: Bucket) -> None:
+    expected = {}
+    for number in range(12):
+        run_id, line = f"20260101T00000{number % 10}Z-{number:06x}", f"{number}\n".encode()
+        put(s3_bucket, f"export/.bulkfetch/runs/{run_id}/journal.000001.jsonl", line)
+        expected[run_id] = {"journal.jsonl": chain.digest(line)}
+    waiting, until, has_company = 0, 0.0, asyncio.Event()
+
+    async def wait_for_company(body: bytes, forward: Forward) -> Answer:
+        nonlocal waiting, until
+        waiting += 1
+        if waiting == 4:
+            has_company.set()
+        until = until or asyncio.get_running_loop().time() + 20
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await has_company.wait()
+        waiting -= 1
+        return await forward(body)
+
+    s3_bucket.proxy.strike(r"runs.*Z-", wait_for_company, times=10**6)
+    tree = StoreTree(open_store(f"{s3_bucket.url}/export"))
+    assert chain.heads_of_runs(tree, durable=True) == expected
+    assert has_company.is_set()
 
 
 async def a_page_of_somebody(_: bytes, forward: Forward) -> Answer:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bulkfetch.archive import files
 from bulkfetch.archive.base import Again, Archive, Identity, Writer
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.tree import LocalTree, Tree
+from bulkfetch.errors import DestinationError
 from bulkfetch.models import Shard
 from bulkfetch.stores import READ_RETRIES, file_path, is_url, open_store
 
@@ -57,7 +62,8 @@ class Destination:
         open_store(self._out)
         _store_archive().check(self._out, identity)
 
-    def open(
+    @asynccontextmanager
+    async def open(
         self,
         run_id: str,
         identity: Identity,
@@ -66,21 +72,38 @@ class Destination:
         shard: Shard | None,
         durable: bool,
         is_joined: bool,
-    ) -> AbstractContextManager[Archive]:
+    ) -> AsyncIterator[Archive]:
         """Make or open the archive, and hold it until the context ends.
 
         `again` retries what is asked of a store, `durable` waits for a disk, and `is_joined` says
-        that other processes are going to `join`.
+        that other processes are going to `join`. Where another run may hold it, that takes a
+        minute; cancelled meanwhile, it ends at once.
 
         Raises:
             DestinationError: it cannot be written, or another run holds it.
             ArchiveMismatchError: it is another account's archive.
         """
-        if not is_url(self._out):
+        called_off = threading.Event()
+
+        def held() -> AbstractContextManager[Archive]:
+            if is_url(self._out):
+                return _store_archive().open(
+                    self._out, run_id, identity, shard=shard, again=again, called_off=called_off
+                )
             return LocalArchive.open(
                 self._out, run_id, identity, shard=shard, durable=durable, is_joined=is_joined
             )
-        return _store_archive().open(self._out, run_id, identity, shard=shard, again=again)
+
+        with ExitStack() as stack:
+            opening = asyncio.get_running_loop().run_in_executor(None, stack.enter_context, held())
+            try:
+                archive = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                called_off.set()
+                with suppress(DestinationError):
+                    await files.to_its_end(opening)
+                raise
+            yield archive
 
     def join(
         self,

@@ -140,14 +140,19 @@ class Hold:
 
 @contextmanager
 def hold(
-    store: Store, run_id: str, shard: Shard | None, waiting: Callable[[str], None]
+    store: Store,
+    run_id: str,
+    shard: Shard | None,
+    waiting: Callable[[str], None],
+    called_off: threading.Event,
 ) -> Iterator[Hold]:
     """Hold an archive, or one shard's share of it, until the context ends.
 
-    `waiting` is told in words why it takes a while.
+    `waiting` is told in words why it takes a while, and `called_off` ends that.
 
     Raises:
-        DestinationError: another run holds it, or a shard of another number of shards does.
+        DestinationError: another run holds it, or a shard of another number of shards does; or it
+            was called off.
     """
     lease = Lease(
         run_id=run_id,
@@ -158,7 +163,7 @@ def hold(
     )
     path = _path(shard)
     with named(store.url), ExitStack() as stack:
-        holding = Hold(store, path, lease, _taken(store, path, lease, waiting))
+        holding = Hold(store, path, lease, _taken(store, path, lease, waiting, called_off))
         stack.callback(holding.give_back)
         with suppress(FileExistsError):
             store.put(path, b"")
@@ -171,7 +176,7 @@ def hold(
         for other in _paths(store):
             if other == path or (shard and _is_of(other, shard.shares)):
                 continue
-            version = _taken(store, other, lease, waiting)
+            version = _taken(store, other, lease, waiting, called_off)
             if store.get(other)[1].etag == version.etag:
                 store.delete(other)
         stack.pop_all()
@@ -181,11 +186,19 @@ def hold(
         holding.give_back()
 
 
-def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]) -> Version:
+def _taken(
+    store: Store,
+    path: str,
+    lease: Lease,
+    waiting: Callable[[str], None],
+    called_off: threading.Event,
+) -> Version:
     """Return the version of a lease that is ours now."""
     seen: Version | None = None
     deadline = time.monotonic() + LEASE_S
     while time.monotonic() < deadline + _GIVE_UP_S:
+        if called_off.is_set():
+            raise DestinationError(f"{store.url} was not waited for to its end")
         try:
             return store.put(path, _written(lease))
         except FileExistsError:
@@ -193,7 +206,7 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
         try:
             data, version = store.get(path)
         except FileNotFoundError:
-            time.sleep(_LOOK_S)
+            called_off.wait(_LOOK_S)
             continue
         holder = _read(data)
         if holder == lease:
@@ -213,7 +226,7 @@ def _taken(store: Store, path: str, lease: Lease, waiting: Callable[[str], None]
             # Another one may be taking it over, too.
             with suppress(OSError):
                 return store.put(path, _written(lease), version)
-        time.sleep(_LOOK_S)
+        called_off.wait(_LOOK_S)
     raise DestinationError(
         f"{store.url}/{path} can be neither made nor taken over: use a store that heeds "
         "If-None-Match and If-Match, as S3 does"

@@ -103,15 +103,16 @@ class StoreArchive:
         *,
         shard: Shard | None,
         again: Again,
+        called_off: threading.Event,
     ) -> Iterator[Self]:
-        """Make or open an archive, and hold it to the end.
+        """Make or open an archive, and hold it to the end; see `hold` for `called_off`.
 
         Raises:
-            DestinationError: it cannot be written, or another run holds it.
+            DestinationError: it cannot be written, another run holds it, or it was called off.
             ArchiveMismatchError: it is another account's archive.
         """
         patient = open_store(url, retries=READ_RETRIES)
-        with hold(patient, run_id, shard, log.warning) as held:
+        with hold(patient, run_id, shard, log.warning, called_off) as held:
             with files.named(url):
                 found = identity_for(StoreTree(patient), identity)
                 if found is None:

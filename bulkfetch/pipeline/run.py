@@ -142,7 +142,7 @@ class Run:
                 rows = self._manifest.rows()
                 first = next(rows, None)
                 answer = None if first is None else await self._services.first_answer(first)
-                archive = self._open_archive(stack, identity)
+                archive = await self._open_archive(stack, identity)
                 if self._record:
                     await self._record.begin()
                 self._here = Patients(
@@ -169,7 +169,7 @@ class Run:
                     summary = self._close(time.monotonic() - started)
         return summary
 
-    def _open_archive(self, stack: AsyncExitStack, identity: Identity) -> Archive:
+    async def _open_archive(self, stack: AsyncExitStack, identity: Identity) -> Archive:
         settings = self._settings
         if settings.dry_run:
             forecaster = Forecaster(self._tally, self._foreseen)
@@ -177,7 +177,7 @@ class Run:
             return stack.enter_context(
                 self._destination.read_only(identity, self._services.keep_again)
             )
-        archive = stack.enter_context(
+        archive = await stack.enter_async_context(
             self._destination.open(
                 self.run_id,
                 identity,
