@@ -64,6 +64,10 @@ class Place:
         rest = name.removeprefix(f"{self.stem}.")
         return rest != name and _OWN.fullmatch(rest) is not None
 
+    def is_apart(self, name: str) -> bool:
+        """Tell whether a name is one that `file` gives it apart from another."""
+        return self.owns(name) and "-" in name.removeprefix(self.stem)
+
 
 class Level(NamedTuple):
     """One directory on the way to a row's images: its name, or only what that begins with."""

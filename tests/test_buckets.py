@@ -46,6 +46,7 @@ from tests.stores import (
     Forward,
     break_off,
     damage,
+    delay,
     forget,
     hang_up,
     lose,
@@ -753,6 +754,67 @@ def test_an_image_beside_a_strangers_is_put_once_though_it_is_not_proved_at_once
     again = run(simulator, manifest, s3_bucket)
     assert again.status == 0, again.err
     assert sum(name.startswith(file.rpartition(".")[0]) for name in s3_bucket.contents()) == 3
+
+
+def test_what_a_killed_run_left_under_a_name_of_its_own_goes_when_there_is_a_sidecar(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    out = f"{s3_bucket.url}/export"
+    run(simulator, manifest, s3_bucket)
+    path, sidecar, _ = next(found for found in images(s3_bucket.contents()) if found[2])
+    stem, ending = path.removesuffix(".json"), sidecar["file"]["path"].rpartition(".")[2]
+    remove(s3_bucket, path)
+    # A name of its own is what a long image has always, and another one beside a stranger's.
+    put(s3_bucket, f"{stem}.{ending}", b"a stranger's", overwrite=True)
+    s3_bucket.proxy.strike(r"^PUT .*\.v1\.json", delay(600), times=10**6)
+    arguments: list[str | Path] = ["download", manifest, "--out", out, "--progress=none"]
+
+    def own_names() -> list[str]:
+        return [p for p in s3_bucket.contents() if re.match(re.escape(stem) + r"\.[0-9a-f]{6}-", p)]
+
+    with start_bulkfetch(arguments, credentials(simulator)) as killed:
+        while s3_bucket.proxy.count(r"^PUT .*\.v1\.[0-9a-f]{6}-") < 1:
+            assert killed.poll() is None
+            time.sleep(0.05)
+        killed.kill()
+        killed.communicate()
+    s3_bucket.proxy.rules.clear()
+    (left,) = own_names()
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    (kept,) = own_names()
+    assert kept != left
+    # A run that was killed before it had removed it.
+    put(s3_bucket, left, b"whatever")
+    once_more = run(simulator, manifest, s3_bucket)
+    assert once_more.summary["images"]["downloaded"] == 0
+    assert own_names() == [kept]
+    remove(s3_bucket, f"{stem}.{ending}")
+    checked = bulkfetch("verify", out, "--manifest", manifest)
+    assert checked.status == 0, checked.out + checked.err
+
+
+def test_an_image_that_another_archived_first_leaves_nothing_under_a_name_of_its_own(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    before = s3_bucket.contents()
+    path, sidecar, held = next(found for found in images(before) if found[2])
+    assert held is not None
+    file = f"{path.rpartition('/')[0]}/{sidecar['file']['path']}"
+    remove(s3_bucket, path)
+    put(s3_bucket, file, b"a stranger's", overwrite=True)
+
+    async def archived_first(body: bytes, forward: Forward) -> Answer:
+        await asyncio.to_thread(put, s3_bucket, file, held, overwrite=True)
+        await asyncio.to_thread(put, s3_bucket, path, before[path])
+        return await forward(body)
+
+    s3_bucket.proxy.strike(r"^PUT .*\.v1\.json", archived_first)
+    run(simulator, manifest, s3_bucket)
+    assert s3_bucket.proxy.count(r"^PUT .*\.v1\.[0-9a-f]{6}-") > 0
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 0, checked.out + checked.err
 
 
 @pytest.mark.parametrize("there", [True, False])

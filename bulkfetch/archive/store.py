@@ -25,7 +25,7 @@ from bulkfetch.archive.growing import StoreFile, StoreJournal
 from bulkfetch.archive.identity import IDENTITY_PATH, claimed, identity_for, parsed
 from bulkfetch.archive.lease import Hold, hold
 from bulkfetch.archive.look import look, names_of, paths_of
-from bulkfetch.archive.store_folder import StoreFolder, StoreTroubleError
+from bulkfetch.archive.store_folder import Leftovers, StoreFolder, StoreTroubleError
 from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
 from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.archive.tree import Tree
@@ -76,6 +76,7 @@ class StoreArchive:
         self.memory = Memory(MEMORY_BYTES)
         # None that another process of this run counts.
         self._numbers = itertools.count(int(writer.process) if writer else 0, _PROCESSES_AT_MOST)
+        self._left = Leftovers(self._store)
         self._claiming = threading.Lock()
         self._written_at = -WRITE_EVERY_S
 
@@ -180,9 +181,18 @@ class StoreArchive:
         def look_now() -> Holdings:
             beside = [*(paths_of(self._branches, own) if own else ()), *elsewhere]
             directories = dict.fromkeys([*(place.directory for place in places), *beside])
-            return look(
-                self._folder, places, directories, rehash=rehash, with_others=own is not None
-            )
+            folders: dict[str, StoreFolder] = {}
+
+            @contextmanager
+            def folder(path: str) -> Iterator[StoreFolder]:
+                folders[path] = StoreFolder(self._store, path)
+                yield folders[path]
+
+            found = look(folder, places, directories, rehash=rehash, with_others=own is not None)
+            if self.writer:
+                for place, held in zip(places, found.held, strict=True):
+                    self._left.note(place, held, folders[place.directory].names)
+            return found
 
         return await self._do("looking for what is there", look_now)
 
@@ -193,14 +203,21 @@ class StoreArchive:
     async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.publish`; a long image, or one whose name is taken, gets a name of its own.
 
-        The sidecar names the object.
+        The sidecar names the object. What a killed run left of the same image goes after that.
         """
         if not isinstance(stage, StoreStage) or sidecar.file is None:
             raise TypeError("a stage is published by the archive that made it")
         name = await stage.published(name, sidecar.file.sha256)
         own = sidecar.file.model_copy(update={"path": name})
         sidecar = sidecar.model_copy(update={"file": own})
-        return await self.note(stage.place, revision, sidecar)
+        try:
+            digest = await self.note(stage.place, revision, sidecar)
+        except TakenError:
+            await self.run(lambda: self._left.remove_own(stage.place, name))
+            raise
+        if stage.place in self._left:
+            await self.run(lambda: self._left.remove(stage.place))
+        return digest
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.note`."""

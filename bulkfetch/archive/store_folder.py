@@ -1,10 +1,12 @@
-"""One directory of an archive in an object store, to look into."""
+"""One directory of an archive in an object store, to look into, and what is left there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 
 from bulkfetch.errors import ConnectionFailedError
+from bulkfetch.plan import Held, Place
 from bulkfetch.stores import StoreError
 from bulkfetch.stores.store import Object, Store
 
@@ -53,3 +55,40 @@ class StoreFolder:
         if name not in self._found:
             raise FileNotFoundError(name)
         return self._found[name]
+
+
+class Leftovers:
+    """Images without a sidecar, under names that one run alone gives: what a kill leaves.
+
+    Until there is a sidecar, another shard may be about to write the one that names such an object;
+    then none ever will but that one. It is removed as far as that is allowed; else it is stray.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._found: dict[Place, Sequence[str]] = {}
+
+    def __contains__(self, place: Place) -> bool:
+        return place in self._found
+
+    def note(self, place: Place, held: Held | None, names: Collection[str]) -> None:
+        """Note what there is among the names in a directory; beside a sound image, remove it."""
+        named = held.state.file if held and held.state else None
+        self._found[place] = [
+            name for name in names if place.is_apart(name) and not (named and named.path == name)
+        ]
+        if (held and held.damage) or not self._found[place]:
+            del self._found[place]
+        elif named:
+            self.remove(place)
+
+    def remove(self, place: Place) -> None:
+        """Remove what was noted beside a sidecar that was not there then."""
+        for name in self._found.pop(place, ()):
+            self.remove_own(place, name)
+
+    def remove_own(self, place: Place, name: str) -> None:
+        """Remove an image that no sidecar names, if only one run gives such a name."""
+        if place.is_apart(name):
+            with suppress(OSError):
+                self._store.delete(f"{place.directory}/{name}")
