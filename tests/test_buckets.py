@@ -637,7 +637,7 @@ def test_the_first_run_asks_for_no_listing_of_a_patient_and_the_next_for_one(
 def test_an_image_that_two_rows_list_is_put_into_a_new_bucket_once(
     serve: Serve, s3_bucket: Bucket, tmp_path: Path, processes: str
 ) -> None:
-    simulator = serve(patients=40, api_latency_s=0.02, storage_latency_s=0.02)
+    simulator = serve(patients=12, api_latency_s=0.02, storage_latency_s=0.02)
     rows = []
     for patient in simulator.patient_ids():
         rows.append(f"{patient},")

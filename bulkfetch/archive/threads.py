@@ -1,8 +1,8 @@
 """Calls that block, made in threads, for many tasks that wait for them.
 
-A thread pool's futures, and a wake-up of the event loop for each of them, took a fifth of what
-putting small images into a bucket took the interpreter. Here whatever has ended by the time that
-the loop looks is answered at once.
+A thread pool's futures, and a wake-up of the event loop for each of them, cost more than a call of
+some milliseconds is worth (docs/performance.md). Here whatever has ended by the time that the loop
+looks is answered at once.
 """
 
 from __future__ import annotations
