@@ -18,7 +18,8 @@ IMAGE_LINE_BYTES, PATIENT_LINE_BYTES = 430, 212
 SIDECAR_BYTES = 1490
 # In the first line of a run, for every run before it.
 HEAD_BYTES = 111
-# A bucket: listed once for a patient; the image and its sidecar put one after the other.
+# A bucket: listed once for a patient, but in the first run; the image and its sidecar put one after
+# the other.
 LISTS_PER_PATIENT, PUTS_PER_IMAGE = 1, 2
 # What a shard puts into a bucket a second: how far it is, and its lease.
 PUTS_PER_SECOND = 1 + 1 / 5
@@ -114,7 +115,7 @@ def reckon(job: Job) -> Forecast:
     is_bucket = job.destination_latency_s > 0
     puts = PUTS_PER_IMAGE * images + PUTS_PER_SECOND * seconds * job.shards if is_bucket else 0.0
     looks = job.runs_before * job.shards if is_bucket else 0.0
-    lists = LISTS_PER_PATIENT * job.patients + looks if is_bucket else 0.0
+    lists = LISTS_PER_PATIENT * job.patients + looks if looks else 0.0
     stored_bytes = images * (job.image_bytes + SIDECAR_BYTES)
     return Forecast(
         bounds=bounds,

@@ -15,17 +15,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from bulkfetch import chain
-from bulkfetch.archive import lease
+from bulkfetch.archive import Identity, lease
+from bulkfetch.archive.store import StoreArchive
 from bulkfetch.archive.store_tree import StoreTree
-from bulkfetch.errors import DestinationError
+from bulkfetch.errors import DestinationError, TakenError
+from bulkfetch.plan import Level, Place
 from bulkfetch.simulator import Simulator, parse_fault
 from bulkfetch.stores import open_store
 from tests.conftest import (
@@ -53,7 +55,10 @@ from tests.stores import (
     refuse,
     refuse_signature,
 )
+from tests.test_archive import sidecar_for
 from tests.test_bag import validate
+
+T = TypeVar("T")
 
 
 @pytest.fixture(params=["s3", "gs"])
@@ -612,6 +617,69 @@ def test_several_processes_write_into_one_bucket(
     journals = {path.rpartition("/")[2] for path in s3_bucket.contents() if "/journal" in path}
     assert {"journal.000001.jsonl", "journal-2.000001.jsonl"} <= journals
     assert bulkfetch("verify", f"{s3_bucket.url}/export", "--manifest", manifest).status == 0
+
+
+def test_the_first_run_asks_for_no_listing_of_a_patient_and_the_next_for_one(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    def listed(result: Result) -> int:
+        assert result.status == 0, result.err
+        found = sum(
+            s3_bucket.proxy.count(rf"^GET \S+prefix=export%2F{patient}")
+            for patient in simulator.patient_ids()
+        )
+        s3_bucket.proxy.asked.clear()
+        return found
+
+    assert listed(run(simulator, manifest, s3_bucket)) == 0
+    assert listed(run(simulator, manifest, s3_bucket)) == 6
+    for path in [path for path in s3_bucket.contents() if "/.bulkfetch/" in path]:
+        remove(s3_bucket, path)
+    # It is the images that count, whatever became of what lies beside them.
+    assert listed(run(simulator, manifest, s3_bucket)) == 6
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_an_image_that_two_rows_list_is_put_into_a_new_bucket_once(
+    serve: Serve, s3_bucket: Bucket, tmp_path: Path, processes: str
+) -> None:
+    simulator = serve(patients=12, api_latency_s=0.02, storage_latency_s=0.02)
+    rows = []
+    for patient in simulator.patient_ids():
+        rows.append(f"{patient},")
+        rows += [f",{coverage}" for coverage in simulator.coverage_ids(patient)]
+    manifest = tmp_path / "both.csv"
+    manifest.write_text("\n".join(["patient_id,coverage_id", *rows]) + "\n", encoding="utf-8")
+    result = run(simulator, manifest, s3_bucket, f"--processes={processes}")
+    assert result.status == 0, result.err
+    found = list(images(s3_bucket.contents()))
+    assert result.summary["images"]["downloaded"] == sum(held is not None for *_, held in found)
+    assert result.summary["listed_again"] > 0
+    assert not any(".r2.json" in path for path, *_ in found)
+    assert bulkfetch("verify", f"{s3_bucket.url}/export", "--manifest", manifest).status == 0
+
+
+async def test_other_bytes_of_an_image_that_is_archived_meanwhile_leave_nothing(
+    s3_bucket: Bucket,
+) -> None:
+    async def once(_: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        return await attempt()
+
+    url, place = f"{s3_bucket.url}/export", Place("p-1", "i-1.v1")
+    identity = Identity(api_host="127.0.0.1")
+    with StoreArchive.open(
+        url, "run-a1", identity, shard=None, again=once, called_off=threading.Event()
+    ) as archive:
+        for data in (b"first", b"second"):
+            assert (await archive.look([place], [Level("p-1", True)], rehash=False)).held
+            async with archive.stage(place) as stage:
+                await stage.write(data)
+                putting = archive.publish(stage, "i-1.v1.jpg", 1, sidecar_for(place, data))
+                with pytest.raises(TakenError) if data == b"second" else nullcontext():
+                    await putting
+    found = {path: data for path, data in s3_bucket.contents().items() if "/p-1/" in path}
+    assert len(found) == 2
+    assert found["export/p-1/i-1.v1.jpg"] == b"first"
 
 
 @pytest.mark.parametrize("processes", ["1", "2"])

@@ -58,12 +58,13 @@ class Writer(NamedTuple):
     """Who writes: which shard's run (`2-of-4`, or "" for the whole), and which of its processes.
 
     `locks` are descriptors for another process to inherit, so that no other run begins before that
-    has ended, too.
+    has ended, too. `is_first` where no image was in the archive when the run began.
     """
 
     owner: str
     process: str
     locks: Sequence[int]
+    is_first: bool = False
 
 
 class Kept(BaseModel):

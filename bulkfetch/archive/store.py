@@ -7,7 +7,6 @@ and its sidecar last, both only where there is none.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import hashlib
 import itertools
@@ -15,7 +14,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Self, TypeVar
 
@@ -25,9 +23,10 @@ from bulkfetch.archive.growing import StoreFile, StoreJournal
 from bulkfetch.archive.identity import IDENTITY_PATH, claimed, identity_for, parsed
 from bulkfetch.archive.lease import Hold, hold
 from bulkfetch.archive.look import look, names_of, paths_of
-from bulkfetch.archive.store_folder import Leftovers, StoreFolder, StoreTroubleError
+from bulkfetch.archive.store_folder import Leftovers, StoreFolder, StoreTroubleError, Unused
 from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
 from bulkfetch.archive.store_tree import StoreTree
+from bulkfetch.archive.threads import Threads
 from bulkfetch.archive.tree import Tree
 from bulkfetch.errors import DestinationError, ServiceDownError, TakenError
 from bulkfetch.models import Shard, Sidecar, json_text
@@ -72,13 +71,14 @@ class StoreArchive:
         self._identity = identity
         self._again = again
         self._held = held
-        self._threads = ThreadPoolExecutor(_THREADS, "store")
+        self._threads = Threads(_THREADS, "store")
         self.memory = Memory(MEMORY_BYTES)
         # None that another process of this run counts.
         self._numbers = itertools.count(int(writer.process) if writer else 0, _PROCESSES_AT_MOST)
         self._left = Leftovers(self._store)
         self._claiming = threading.Lock()
         self._written_at = -WRITE_EVERY_S
+        self._unused = Unused() if writer and writer.is_first else None
 
     @staticmethod
     def check(url: str, identity: Identity) -> None:
@@ -121,8 +121,10 @@ class StoreArchive:
                     with suppress(FileExistsError):
                         patient.create(IDENTITY_PATH, _json(identity))
                     found = identity_for(StoreTree(patient), identity)
+                private = f"{PRIVATE}/"
+                is_first = all(found.path.startswith(private) for found in patient.objects())
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
-            writer = Writer(owner, "1", ())
+            writer = Writer(owner, "1", (), is_first)
             archive = cls(patient, run_id, found or identity, again=again, writer=writer, held=held)
             with archive._threads:
                 yield archive
@@ -176,7 +178,14 @@ class StoreArchive:
         *,
         rehash: bool,
     ) -> Holdings:
-        """See `Archive.look`: one listing a directory, and a request for each sidecar."""
+        """See `Archive.look`: one listing a directory, and a request for each sidecar.
+
+        None where this run is the first, and has put nothing there. What another process or shard
+        put there meanwhile is found when the same is to be put again, which looks.
+        """
+        is_looked_at_first = own is not None
+        if is_looked_at_first and self._unused and self._unused.take({p.directory for p in places}):
+            return Holdings([None] * len(places))
 
         def look_now() -> Holdings:
             beside = [*(paths_of(self._branches, own) if own else ()), *elsewhere]
@@ -207,31 +216,32 @@ class StoreArchive:
         """
         if not isinstance(stage, StoreStage) or sidecar.file is None:
             raise TypeError("a stage is published by the archive that made it")
-        name = await stage.published(name, sidecar.file.sha256)
-        own = sidecar.file.model_copy(update={"path": name})
-        sidecar = sidecar.model_copy(update={"file": own})
-        try:
-            digest = await self.note(stage.place, revision, sidecar)
-        except TakenError:
-            await self.run(lambda: self._left.remove_own(stage.place, name))
-            raise
-        if stage.place in self._left:
-            await self.run(lambda: self._left.remove(stage.place))
-        return digest
+        place, sha256 = stage.place, sidecar.file.sha256
+        path = f"{place.directory}/{name}"
+        beside = f"{place.directory}/{place.sidecar(revision)}"
+        put_at = await stage.finished(sha256)
+        apart = self._apart(path)
+
+        # All in one thread: the way there and back takes longer than what is done there.
+        def put() -> str:
+            nonlocal put_at
+            # Not again where only the sidecar is tried again.
+            put_at = put_at or self._put_image(path, apart, beside, stage.whole, sha256)
+            name = put_at.rpartition("/")[2]
+            try:
+                digest = self._put_sidecar(beside, _with_file(name, sidecar))
+            except TakenError:
+                self._left.remove_own(place, name)
+                raise
+            self._left.remove(place)
+            return digest
+
+        return await self._do(path, put)
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
         """See `Archive.note`."""
         path = f"{place.directory}/{place.sidecar(revision)}"
-        data = f"{json_text(sidecar, indent=2)}\n".encode()
-
-        def put() -> None:
-            try:
-                self._store.create(path, data)
-            except FileExistsError:
-                raise TakenError("another row or shard archived the image meanwhile") from None
-
-        await self._do(path, put)
-        return hashlib.sha256(data).hexdigest()
+        return await self._do(path, lambda: self._put_sidecar(path, sidecar))
 
     async def check_room(self) -> None:
         """See `Archive.check_room`: a store has no end, but the lease on it may."""
@@ -276,11 +286,6 @@ class StoreArchive:
     def _folder_path(self) -> str:
         return f"{PRIVATE}/runs/{self._run_id}"
 
-    async def put_image(self, path: str, data: bytearray, sha256: str) -> str:
-        """See `Uploader.put_image`."""
-        apart = self._apart(path)
-        return await self._do(path, lambda: self._put_image(path, apart, data, sha256))
-
     def begun(self, path: str) -> Upload:
         """See `Uploader.begun`."""
         return self._store.upload(self._apart(path), PART_BYTES)
@@ -305,9 +310,7 @@ class StoreArchive:
                 raise StoreTroubleError(f"{self._store.url}: {error.strerror}") from None
 
         with files.named(self._store.url):
-            # To its end even when cancelled, since it cannot be called off.
-            running = asyncio.get_running_loop().run_in_executor(self._threads, tried)
-            return await files.to_its_end(running)
+            return await self._threads.run(tried)
 
     async def _do(self, what: str, work: Callable[[], T]) -> T:
         """Do work in a thread, again while it fails with what may pass.
@@ -322,10 +325,14 @@ class StoreArchive:
                 f"{error}: what was finished is whole; run the same command again"
             ) from error
 
-    def _put_image(self, path: str, apart: str, data: bytearray, sha256: str) -> str:
+    def _put_image(self, path: str, apart: str, sidecar: str, data: bytearray, sha256: str) -> str:
         try:
             version = self._store.create(path, data)
         except FileExistsError:
+            # Put apart, it would stay without a sidecar.
+            with suppress(FileNotFoundError):
+                self._store.head(sidecar)
+                raise _taken() from None
             path = apart
             version = self._store.create(path, data)
         etag = (version.etag or "").strip('"')
@@ -333,6 +340,14 @@ class StoreArchive:
         if not is_proved and self._store.sha256(path) != sha256:
             raise _other_bytes()
         return path
+
+    def _put_sidecar(self, path: str, sidecar: Sidecar) -> str:
+        data = f"{json_text(sidecar, indent=2)}\n".encode()
+        try:
+            self._store.create(path, data)
+        except FileExistsError:
+            raise _taken() from None
+        return hashlib.sha256(data).hexdigest()
 
     def _apart(self, path: str) -> str:
         """Return a path that no other run, and nothing else in this one, has."""
@@ -381,6 +396,16 @@ class StoreArchive:
                     what = "another writer was at archive.json"
                     raise StoreError(errno.EBUSY, what, retryable=True) from None
             self._identity = identity
+
+
+def _with_file(name: str, sidecar: Sidecar) -> Sidecar:
+    if sidecar.file is None or sidecar.file.path == name:
+        return sidecar
+    return sidecar.model_copy(update={"file": sidecar.file.model_copy(update={"path": name})})
+
+
+def _taken() -> TakenError:
+    return TakenError("another row or shard archived the image meanwhile")
 
 
 def _other_bytes() -> StoreError:

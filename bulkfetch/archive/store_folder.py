@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 from bulkfetch.errors import ConnectionFailedError
@@ -10,11 +10,34 @@ from bulkfetch.plan import Held, Place
 from bulkfetch.stores import StoreError
 from bulkfetch.stores.store import Object, Store
 
+# 4 MiB. Of a million directories, two in a hundred are taken for used.
+_BITS = 2**25
+
 
 class StoreTroubleError(ConnectionFailedError):
     """The object store failed, in a way that may pass."""
 
     kind = "destination"
+
+
+class Unused:
+    """Which directories nothing was put into by this process, in an archive that was empty before.
+
+    A bit stands for all whose hash leads to it, so that it takes the same room for any number of
+    them: some are taken for used that are not.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_BITS // 8)
+
+    def take(self, directories: Iterable[str]) -> bool:
+        """Tell whether all are unused, and have them used from now on."""
+        are_unused = True
+        for directory in directories:
+            place, bit = divmod(hash(directory) % _BITS, 8)
+            are_unused = are_unused and not self._bits[place] >> bit & 1
+            self._bits[place] |= 1 << bit
+        return are_unused
 
 
 class StoreFolder:
@@ -67,9 +90,6 @@ class Leftovers:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._found: dict[Place, Sequence[str]] = {}
-
-    def __contains__(self, place: Place) -> bool:
-        return place in self._found
 
     def note(self, place: Place, held: Held | None, names: Collection[str]) -> None:
         """Note what there is among the names in a directory; beside a sound image, remove it."""

@@ -64,9 +64,6 @@ class Uploader(Protocol):
             DestinationError: it failed.
         """
 
-    async def put_image(self, path: str, data: bytearray, sha256: str) -> str:
-        """Put a whole image, and return its path, which may be another."""
-
     def begun(self, path: str) -> Upload:
         """Begin to put an image by parts, at a path that is like this one, and free."""
 
@@ -137,23 +134,24 @@ class StoreStage:
             self._upload = await self._uploader.run(lambda: self._uploader.begun(path))
         await self._spill(self._upload)
 
-    async def published(self, name: str, sha256: str) -> str:
-        """Put what was written, as a file of that name beside its sidecar, and return its name.
+    @property
+    def whole(self) -> bytearray:
+        """All that was written, where it did not go by parts."""
+        return self._pending
+
+    async def finished(self, sha256: str) -> str | None:
+        """Put what was written by parts, and return its path; None where it did not go by parts.
 
         Raises:
             StoreTroubleError, DestinationError: it could not be put.
         """
-        path = f"{self.place.directory}/{name}"
-        if self._upload is None:
-            path = await self._uploader.put_image(path, self._pending, sha256)
-        else:
-            upload = self._upload
-            await self._spill(upload)
-            await self._uploader.run(lambda: self._uploader.finish(upload, sha256))
-            path = upload.path
+        if (upload := self._upload) is None:
+            return None
+        await self._spill(upload)
+        await self._uploader.run(lambda: self._uploader.finish(upload, sha256))
         # A sidecar may name it from now on.
         self._is_published = True
-        return path.rpartition("/")[2]
+        return upload.path
 
     async def _spill(self, upload: Upload) -> None:
         data, self._pending = self._pending, bytearray()
