@@ -22,6 +22,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
 from bulkfetch.errors import BadResponseError, CredentialsError, StatusError
+from bulkfetch.logs import Event, about
 from bulkfetch.models import Coverage, ImageRecord, PatientPage, Versioned
 from bulkfetch.settings import ClientCredentials, StaticToken
 from bulkfetch.transport import Transport
@@ -180,7 +181,11 @@ class Tokens:
             error.retryable = True
             raise
         life_s = answer.expires_in
-        log.debug("a new token, good for %.0f s", life_s)
+        log.debug(
+            "a new token, good for %.0f s",
+            life_s,
+            extra=about(Event.signed_in, good_for_s=life_s),
+        )
         return Token(answer.access_token, asked_at + max(life_s - RENEW_BEFORE_S, 0.9 * life_s))
 
 

@@ -19,6 +19,7 @@ from bulkfetch.errors import (
     StatusError,
     TimedOutError,
 )
+from bulkfetch.logs import Event, about
 
 FAILURES_IN_A_ROW = 20
 FIRST_PAUSE_S = 2.0
@@ -65,7 +66,7 @@ class Breaker:
         """What to tell a person while the service is left alone; None when all is well."""
         if self._opened_at is None:
             return None
-        return f"{self._service} is failing: paused since {self._waited_s():.0f} s"
+        return f"{self._service} is failing: paused for {self._waited_s():.0f} s"
 
     async def call(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return the result of `await attempt()`, once the service may be asked.
@@ -88,7 +89,18 @@ class Breaker:
                         self._close()
                         raise
                     self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
-                    log.warning("%s; next try in %.0f s", error, self._pause_s)
+                    log.warning(
+                        "%s; next try in %.0f s",
+                        error,
+                        self._pause_s,
+                        extra=about(
+                            Event.service_still_failing,
+                            service=self._service,
+                            kind=error.kind,
+                            error=str(error),
+                            pause_s=self._pause_s,
+                        ),
+                    )
                 else:
                     self._close()
                     return result
@@ -126,11 +138,28 @@ class Breaker:
                 self._failures,
                 error,
                 self._pause_s,
+                extra=about(
+                    Event.service_paused,
+                    service=self._service,
+                    kind=error.kind,
+                    error=str(error),
+                    failures=self._failures,
+                    pause_s=self._pause_s,
+                ),
             )
 
     def _close(self) -> None:
         if self._opened_at is not None:
-            log.warning("%s is well again after %.0f s", self._service, self._waited_s())
+            log.warning(
+                "%s is well again after %.0f s",
+                self._service,
+                self._waited_s(),
+                extra=about(
+                    Event.service_recovered,
+                    service=self._service,
+                    paused_s=round(self._waited_s(), 3),
+                ),
+            )
         self._failures = 0
         self._opened_at = None
         self._has_answered = True

@@ -22,6 +22,7 @@ from bulkfetch.errors import (
     TakenError,
     TypeMismatchError,
 )
+from bulkfetch.logs import Event, about
 from bulkfetch.media import EXTENSIONS, is_declared, media_type_of
 from bulkfetch.models import (
     UPLOADED,
@@ -154,7 +155,15 @@ class Downloader:
             return Ended(ImageOutcome.downloaded if wanted else _noted(item), item)
         if item.damage:
             log.warning(
-                "image %s: %s: what is left goes to quarantine", item.record.id, item.damage
+                "image %s: %s: what is left goes to quarantine",
+                item.record.id,
+                item.damage,
+                extra=about(
+                    Event.image_damaged,
+                    image_id=item.record.id,
+                    version=item.record.version,
+                    damage=item.damage,
+                ),
             )
             await self._quarantined(item)
             await self._archive.quarantine(item.place)
@@ -195,6 +204,7 @@ class Downloader:
         if record.signed_url is None or not (url := record.signed_url.get_secret_value()):
             raise SignedURLError("the record has no signed URL")
         async with self._archive.stage(item.place) as stage:
+            began = time.monotonic()
             answer = await self._opened(url, stage)
             try:
                 body = await self._begun(answer, stage)
@@ -203,6 +213,7 @@ class Downloader:
                         await stage.write(piece)
             finally:
                 answer.close()
+            self._transport.measures.downloads.note(time.monotonic() - began)
             source = body.finish()
             media_type = media_type_of(body.head, record.file_type)
             if self._settings.strict_type and not is_declared(media_type, record.file_type):

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from bulkfetch.errors import FetchError
 from bulkfetch.fetch import without_work
 from bulkfetch.journal import Failure, Recorder, Tally, state_of
-from bulkfetch.logs import redact
+from bulkfetch.logs import Event, about, redact
 from bulkfetch.manifest.index import private_database
 from bulkfetch.models import (
     ImageOutcome,
@@ -224,6 +224,7 @@ class Forecaster(Recorder):
             "that several rows list is told more than once; make room there, or name another by "
             "TMPDIR",
             error,
+            extra=about(Event.forecast_forgets, error=str(error)),
         )
         if self._done is not None:
             with suppress(sqlite3.Error):

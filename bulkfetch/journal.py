@@ -20,7 +20,8 @@ from bulkfetch.archive import Growing
 from bulkfetch.archive.files import named, to_its_end
 from bulkfetch.chain import digest
 from bulkfetch.errors import FetchError
-from bulkfetch.logs import redact, stamp
+from bulkfetch.logs import Event, about, redact, stamp
+from bulkfetch.measures import InFlight, Measures
 from bulkfetch.models import (
     ImageOutcome,
     ImageRecord,
@@ -46,8 +47,18 @@ class Tally:
         total: patients in the manifest, or in the share of it that somebody else does not count.
         kinds: patients that failed, by the kind of their first error.
         listed_again: images that an earlier row of the run had brought to the archive.
+        measures: of the requests that were made.
+        in_flight: what is under way at the moment. This and what follows is of what is shown
+            alone, and of no sum.
+        kept_back: how many queries fewer, since the API says that it is too much.
+        is_paused: whether a service is left alone.
         hindrance: what holds the run up, in words; None when nothing does.
     """
+
+    in_flight = InFlight()
+    kept_back = 0
+    is_paused = False
+    hindrance: str | None = None
 
     def __init__(self, total: int = 0) -> None:
         self.total = total
@@ -58,7 +69,7 @@ class Tally:
         self.listed = 0
         self.listed_again = 0
         self.bytes = 0
-        self.hindrance: str | None = None
+        self.measures = Measures()
 
     def __add__(self, other: Tally) -> Tally:
         """Return the sums of both."""
@@ -70,6 +81,7 @@ class Tally:
         both.listed = self.listed + other.listed
         both.listed_again = self.listed_again + other.listed_again
         both.bytes = self.bytes + other.bytes
+        both.measures = self.measures + other.measures
         return both
 
     @property
@@ -265,7 +277,18 @@ class Recorder:
 
     def moved(self, old: ImageRecord, new: ImageRecord) -> None:
         """Note that an image's record changed while it was fetched."""
-        log.info("image %s changed while it was fetched", old.id)
+        log.info(
+            "image %s changed while it was fetched",
+            old.id,
+            extra=about(
+                Event.image_moved,
+                image_id=old.id,
+                from_version=old.version,
+                to_version=new.version,
+                from_status=old.status,
+                to_status=new.status,
+            ),
+        )
         self.event(
             "image_moved",
             image_id=old.id,

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 
+from bulkfetch.logs import Event, about
 from bulkfetch.settings import Settings
 from bulkfetch.words import counted
 
@@ -70,6 +71,7 @@ def fit_to_open_files(settings: Settings) -> Settings:
         counted(allowed, "file"),
         counted(queries, "query"),
         counted(downloads, "download"),
+        extra=about(Event.bounds_lowered, open_files=allowed, queries=queries, downloads=downloads),
     )
     return settings.model_copy(
         update={"query_concurrency": queries, "download_concurrency": downloads}

@@ -9,10 +9,14 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import TypeAlias
 
 from tqdm import tqdm
+
+Field: TypeAlias = str | float | Mapping[str, int] | None
 
 HIDDEN = "[hidden]"
 _QUERY = re.compile(r"(?i)((?:https?|s3|gs|az)://[^\s?\"'<>]+)\?[^\s\"'<>]*")
@@ -39,6 +43,43 @@ class LogLevel(StrEnum):
     error = "error"
 
 
+class Event(StrEnum):
+    """What a log line of bulkfetch tells, by a name that stays: docs/operations.md has them all."""
+
+    run_started = "run_started"
+    run_finished = "run_finished"
+    run_failed = "run_failed"
+    progress = "progress"
+    patient_failed = "patient_failed"
+    image_failed = "image_failed"
+    image_moved = "image_moved"
+    image_damaged = "image_damaged"
+    image_of_another_patient = "image_of_another_patient"
+    sidecar_unreadable = "sidecar_unreadable"
+    retrying = "retrying"
+    throttled = "throttled"
+    service_paused = "service_paused"
+    service_still_failing = "service_still_failing"
+    service_recovered = "service_recovered"
+    signed_in = "signed_in"
+    process_died = "process_died"
+    process_failed = "process_failed"
+    process_silent = "process_silent"
+    process_not_started = "process_not_started"
+    worker_waiting = "worker_waiting"
+    worker_not_started = "worker_not_started"
+    bounds_lowered = "bounds_lowered"
+    too_many_directories = "too_many_directories"
+    lease_waited_for = "lease_waited_for"
+    forecast_forgets = "forecast_forgets"
+    metrics_served = "metrics_served"
+    metrics_not_written = "metrics_not_written"
+    row_repeated = "row_repeated"
+    variable_unknown = "variable_unknown"
+    listing_repeated = "listing_repeated"
+    listing_restarted = "listing_restarted"
+
+
 class LogFormat(StrEnum):
     """How a line looks."""
 
@@ -49,6 +90,27 @@ class LogFormat(StrEnum):
 def stamp(moment: datetime) -> str:
     """Return a time as the API writes its own: in UTC, to the millisecond, with a Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def about(event: Event, **fields: Field) -> Mapping[str, object]:
+    """Return the `extra` of a log line: what it tells, for programs; None fields are left out."""
+    return {"event": event, "fields": fields}
+
+
+def event_of(record: logging.LogRecord) -> Event | None:
+    """Return what a line tells, None where it is another library's."""
+    event: Event | None = getattr(record, "event", None)
+    return event
+
+
+def fields_of(record: logging.LogRecord) -> Mapping[str, Field]:
+    """Return the fields of a line, without secrets."""
+    fields: Mapping[str, Field] = getattr(record, "fields", {})
+    return {
+        name: redact(value) if isinstance(value, str) else value
+        for name, value in fields.items()
+        if value is not None
+    }
 
 
 def redact(text: str) -> str:
@@ -87,10 +149,12 @@ class _TextLines(logging.Formatter):
 
 class _JSONLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, object] = {
             "at": stamp(datetime.fromtimestamp(record.created, UTC)),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": redact(record.getMessage()),
         }
-        return json.dumps(line, ensure_ascii=False)
+        if (event := event_of(record)) is not None:
+            line["event"] = event
+        line["message"] = redact(record.getMessage())
+        return json.dumps({**line, **fields_of(record)}, ensure_ascii=False)

@@ -12,6 +12,7 @@ import email.utils
 import logging
 import mmap
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -24,6 +25,7 @@ from tenacity import (
 
 from bulkfetch.breaker import Breaker
 from bulkfetch.errors import FetchError
+from bulkfetch.logs import Event, about
 
 FIRST_WAIT_S = 0.5
 LONGEST_WAIT_S = 30.0
@@ -98,7 +100,7 @@ class Budget:
 
 
 class Retry:
-    """Calls something again while it fails with what may pass."""
+    """Calls something again while it fails with what may pass; `noted` counts that by kind."""
 
     def __init__(
         self,
@@ -106,12 +108,14 @@ class Retry:
         budget: Retries,
         breaker: Breaker,
         *,
+        noted: Counter[str] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._retries = retries
         self._budget = budget
         self._breaker = breaker
+        self._noted = Counter() if noted is None else noted
         self._sleep = sleep
         self._uniform = uniform
 
@@ -152,7 +156,22 @@ class Retry:
         def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
             wait_s = state.next_action.sleep if state.next_action else 0.0
-            log.info("%s: %s; trying again in %.1f s", what, error, wait_s)
+            kind = error.kind if isinstance(error, FetchError) else None
+            self._noted[str(kind)] += 1
+            log.info(
+                "%s: %s; trying again in %.1f s",
+                what,
+                error,
+                wait_s,
+                extra=about(
+                    Event.retrying,
+                    what=what,
+                    kind=kind,
+                    error=str(error),
+                    attempt=state.attempt_number,
+                    wait_s=round(wait_s, 3),
+                ),
+            )
 
         # A new one for each call: tenacity's object holds the state of one loop.
         retrying = AsyncRetrying(

@@ -8,10 +8,16 @@ the number, each success adds one to it per round of requests, up to the bound.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+
+from bulkfetch.logs import Event, about
+from bulkfetch.words import counted
+
+log = logging.getLogger(__name__)
 
 # Of a schedule that was missed, so much is caught up with.
 _CATCH_UP_S = 0.1
@@ -102,6 +108,11 @@ class AdaptiveSlots(Slots):
         if taken_at == self._cuts:
             self._cuts += 1
             self._adapt(self._adapted / 2)
+            log.info(
+                "the API says that it is too much: %s at once from now on",
+                counted(self.limit, "query"),
+                extra=about(Event.throttled, queries=self.limit),
+            )
 
     def went_well(self) -> None:
         """Note a success."""

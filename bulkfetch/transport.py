@@ -30,6 +30,7 @@ from bulkfetch.errors import (
     StatusError,
     TimedOutError,
 )
+from bulkfetch.measures import Measures
 from bulkfetch.retry import retry_after_s
 from bulkfetch.settings import Connection, is_loopback
 from bulkfetch.slots import AdaptiveSlots, Pace
@@ -163,6 +164,7 @@ class Transport:
     Attributes:
         query_slots: how many API requests may be in flight.
         pace: how many may begin in a second.
+        measures: of the requests that were made.
 
     Cookies are never kept, and loopback never goes through a proxy.
     """
@@ -180,6 +182,7 @@ class Transport:
         self._known_origins: set[tuple[str, str]] = set()
         self.query_slots = AdaptiveSlots(settings.query_concurrency)
         self.pace = Pace(settings.rate_limit)
+        self.measures = Measures()
 
     async def ask(
         self,
@@ -204,9 +207,11 @@ class Transport:
         async with self.query_slots.take() as slot:
             await self.pace.turn()
             who = f"the API at {target.raw_host}"
+            began = time.monotonic()
             answer = await self._open(method, target, who, headers=sent, params=params, json=json)
             try:
                 if answer.status in (429, 503):
+                    self.measures.throttled += 1
                     self.query_slots.throttled(slot)
                 try:
                     answer.expect_ok(f"the API's {target.path}")
@@ -217,6 +222,7 @@ class Transport:
                 body = await _whole(answer)
             finally:
                 answer.close()
+                self.measures.queries.note(time.monotonic() - began)
             self.query_slots.went_well()
             return body
 

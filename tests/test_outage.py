@@ -97,7 +97,7 @@ def test_an_outage_is_waited_for_with_single_probes_and_costs_no_image(
     assert before <= 50  # one try for each patient at most
     assert "failures in a row" in result.err
     assert "leaving it alone" in result.err
-    assert f"{service} is failing: paused since" in result.err
+    assert f"{service} is failing: paused for" in result.err
     assert f"{service} is well again" in result.err
 
 

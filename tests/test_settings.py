@@ -19,6 +19,7 @@ from bulkfetch.cli.options import DownloadSettings
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.models import Shard
 from bulkfetch.settings import (
+    Address,
     ClientCredentials,
     Environment,
     Option,
@@ -83,7 +84,7 @@ def samples(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[s
 def toml(value: object) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value)
-    if isinstance(value, tuple) and not isinstance(value, Shard):
+    if isinstance(value, tuple) and not isinstance(value, Shard | Address):
         return json.dumps([str(part) for part in value])
     return json.dumps(str(value))
 

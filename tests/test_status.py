@@ -29,8 +29,9 @@ from bulkfetch.errors import ConfigurationError
 from bulkfetch.journal import Tally
 from bulkfetch.models import PatientState, Shard
 from bulkfetch.progress import time_text
+from bulkfetch.rates import Rate
 from bulkfetch.simulator import Simulator, parse_fault
-from bulkfetch.snapshot import RATE_OVER_S, InFlight, Rate, Snapshot, SnapshotFile
+from bulkfetch.snapshot import RATE_OVER_S, Snapshot, SnapshotFile
 from bulkfetch.status import SILENT_AFTER_S, State, Status, look
 from tests.conftest import (
     Result,
@@ -693,23 +694,23 @@ def test_a_rate_is_that_of_the_last_half_minute_and_the_mean_is_of_all() -> None
         clock=lambda: now[0],
     )
     tally = Tally(1000)
-    assert file._take(tally, InFlight(), 0).rate == Rate()
-    assert file._take(tally, InFlight(), 0).left_s is None
+    assert file._take(tally, 0).rate == Rate()
+    assert file._take(tally, 0).left_s is None
     for _ in range(100):
         now[0] += 1
         tally.patients[PatientState.complete] += 1
-        file._take(tally, InFlight(), 0)
+        file._take(tally, 0)
     for _ in range(RATE_OVER_S):
         now[0] += 1
         tally.patients[PatientState.complete] += 3
-        last = file._take(tally, InFlight(), 0)
+        last = file._take(tally, 0)
     assert last.rate.patients_per_s == 3
     assert last.mean_rate.patients_per_s == round(190 / 130, 3)
     assert last.left_s == 270
-    assert len(file._samples) <= RATE_OVER_S + 2
+    assert len(file._speed._samples) <= RATE_OVER_S + 2
     for _ in range(RATE_OVER_S + 1):
         now[0] += 1
-        last = file._take(tally, InFlight(), 0)
+        last = file._take(tally, 0)
     # Nothing has ended of late, so that there is no end in sight.
     assert (last.rate, last.left_s) == (Rate(), None)
 

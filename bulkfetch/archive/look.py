@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from bulkfetch.archive import files
 from bulkfetch.archive.base import Holdings
 from bulkfetch.errors import ArchiveMismatchError
+from bulkfetch.logs import Event, about
 from bulkfetch.models import SCHEMA_VERSION, FileInfo, Sidecar, UnlistedSidecar
 from bulkfetch.plan import Held, Level, Place
 from bulkfetch.words import counted
@@ -198,6 +199,7 @@ def _warn_of_branches() -> None:
         "more than %d directories above the patients' (--path-template): images that are no longer "
         "listed are not looked for",
         _BRANCHES_AT_MOST,
+        extra=about(Event.too_many_directories, at_most=_BRANCHES_AT_MOST),
     )
 
 

@@ -29,6 +29,7 @@ from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.archive.threads import Threads
 from bulkfetch.archive.tree import Tree
 from bulkfetch.errors import DestinationError, ServiceDownError, TakenError
+from bulkfetch.logs import Event, about
 from bulkfetch.models import Shard, Sidecar, json_text
 from bulkfetch.paths import PRIVATE
 from bulkfetch.plan import Level, Place
@@ -113,7 +114,7 @@ class StoreArchive:
             ArchiveMismatchError: it is another account's archive.
         """
         patient = open_store(url, retries=READ_RETRIES)
-        with hold(patient, run_id, shard, log.warning, called_off) as held:
+        with hold(patient, run_id, shard, _tell_of_waiting, called_off) as held:
             with files.named(url):
                 found = identity_for(StoreTree(patient), identity)
                 if found is None:
@@ -414,3 +415,7 @@ def _other_bytes() -> StoreError:
 
 def _json(identity: Identity) -> bytes:
     return f"{identity.model_dump_json(indent=2)}\n".encode()
+
+
+def _tell_of_waiting(why: str) -> None:
+    log.warning("%s", why, extra=about(Event.lease_waited_for))

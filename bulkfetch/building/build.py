@@ -23,7 +23,7 @@ from bulkfetch.building.cursor import SEEN_AT_MOST, Cursor, Pending, Position, T
 from bulkfetch.building.part import Kind, Part, Row, microseconds
 from bulkfetch.building.scan import BEGINNING, listed, scanned
 from bulkfetch.errors import ConfigurationError, StatusError
-from bulkfetch.logs import plain
+from bulkfetch.logs import Event, about, plain
 from bulkfetch.manifest import ManifestFormat
 from bulkfetch.manifest.forms import COVERAGE_ID, PATIENT_ID
 from bulkfetch.manifest.writer import GZIP_ENDING, Cells, form_of, writing
@@ -288,6 +288,7 @@ class _Build:
                     "the API counts %s more than it listed, since they changed meanwhile: "
                     "listing them once more",
                     counted(self._missing, "patient"),
+                    extra=about(Event.listing_repeated, missing=self._missing),
                 )
             async for page in self._pages():
                 await self._add(Kind.patient, page.items)
@@ -310,7 +311,10 @@ class _Build:
         except StatusError as error:
             if token is None or error.retryable:
                 raise
-            log.warning("the place to go on from is no longer known to the API: listing anew")
+            log.warning(
+                "the place to go on from is no longer known to the API: listing anew",
+                extra=about(Event.listing_restarted),
+            )
             async for page in listed(ask, None):
                 yield page
 

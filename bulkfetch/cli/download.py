@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from bulkfetch import logs
 from bulkfetch.cli import running
@@ -17,11 +18,15 @@ from bulkfetch.cli.options import (
     command_parser,
     given_options,
 )
-from bulkfetch.errors import ConfigurationError
+from bulkfetch.errors import BulkfetchError, ConfigurationError
+from bulkfetch.logs import Event, LogFormat, about
 from bulkfetch.manifest import STANDARD_INPUT, Manifest, ManifestFormat
 from bulkfetch.pipeline import Run
-from bulkfetch.progress import progress_for
+from bulkfetch.progress import Progress, Several, progress_for
 from bulkfetch.settings import load, unknown_variables
+
+if TYPE_CHECKING:
+    from bulkfetch.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -55,24 +60,47 @@ def run(argv: Sequence[str]) -> int:
         return error.exit_status
     logs.configure(settings.log_level, settings.log_format)
     for mistake in unknown_variables():
-        log.warning("%s", mistake)
+        log.warning("%s", mistake, extra=about(Event.variable_unknown))
+    try:
+        return _measured(namespace.manifest, settings)
+    except BulkfetchError as error:
+        if settings.log_format is LogFormat.text:
+            raise
+        log.error(  # noqa: TRY400  a traceback may hold secrets
+            "%s",
+            error,
+            extra=about(Event.run_failed, error=str(error), exit_code=error.exit_status),
+        )
+        return error.exit_status
+
+
+def _measured(source: str, settings: DownloadSettings) -> int:
+    if settings.metrics_file is None and settings.metrics_port is None:
+        return _download(source, settings)
+    with _metrics(settings) as metrics:
+        metrics.exit_status = _download(source, settings, metrics)
+    return metrics.exit_status
+
+
+def _download(source: str, settings: DownloadSettings, *watchers: Progress) -> int:
     with Manifest(
-        namespace.manifest,
+        source,
         settings.manifest_format,
         allow_empty=settings.allow_empty,
         shard=settings.shard,
     ) as manifest:
         facts = manifest.check()
         for example in facts.duplicate_examples:
-            log.info("%s: fetched once", example)
+            log.info("%s: fetched once", example, extra=about(Event.row_repeated))
         teller = Teller(lambda: job.interrupt(1), as_json=settings.as_json)
-        job = Run(
-            manifest, facts, settings, progress=progress_for(settings.progress), foreseen=teller
-        )
+        shown = progress_for(settings.progress, settings.log_format)
+        job = Run(manifest, facts, settings, progress=Several(shown, *watchers), foreseen=teller)
         summary = asyncio.run(running.do(job))
     if isinstance(summary, int):
         return summary
-    running.show(summary, settings.out, may_go_on=job.fatal is None)
+    if settings.log_format is LogFormat.text or not log.isEnabledFor(logging.INFO):
+        # Else `run_finished` has told.
+        running.show(summary, settings.out, may_go_on=job.fatal is None)
     if teller.lost is not None:
         raise teller.lost
     if settings.as_json:
@@ -80,6 +108,18 @@ def run(argv: Sequence[str]) -> int:
     if job.fatal is not None:
         raise job.fatal
     return summary.exit_code
+
+
+def _metrics(settings: DownloadSettings) -> Metrics:
+    try:
+        from bulkfetch.metrics import Metrics  # noqa: PLC0415  an extra
+    except ImportError:
+        raise ConfigurationError(
+            "--metrics-file and --metrics-port need prometheus-client: "
+            "pip install 'bulkfetch[metrics]'"
+        ) from None
+    shard = str(settings.shard) if settings.shard else None
+    return Metrics(settings.metrics_file, settings.metrics_port, shard)
 
 
 def _check_alone(namespace: argparse.Namespace) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, get_origin
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from bulkfetch.cli.parser import Parser
@@ -18,9 +19,11 @@ from bulkfetch.settings import (
     OUT,
     OUTPUT,
     Connection,
+    Listening,
     Option,
     PathText,
     Settings,
+    path_text,
 )
 
 
@@ -44,6 +47,16 @@ class ShownConnection(Connection):
 
 class DownloadSettings(ShownConnection, Settings):
     """The options of `download`."""
+
+    metrics_file: Annotated[Path | None, BeforeValidator(path_text), Option(OUTPUT, "FILE")] = (
+        Field(
+            default=None,
+            description="write numbers for Prometheus there, such as /srv/textfiles/nightly.prom",
+        )
+    )
+    metrics_port: Annotated[Listening, Option(OUTPUT, "[HOST:]PORT")] = Field(
+        default=None, description="serve them at this port, on loopback unless a host is named"
+    )
 
 
 class DoctorSettings(DownloadSettings):

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from bulkfetch.bounds import Bounds, Lease, LentRetries, Tenant, Wish
 from bulkfetch.errors import ConfigurationError, EngineError
+from bulkfetch.logs import Event, about
 from bulkfetch.pipeline.actors import PIECE_BYTES, VERSIONS, Actor
 from bulkfetch.pipeline.crew import Member, Ties
 from bulkfetch.pipeline.wire import Message, Start, Unpacker, packed
@@ -210,7 +211,11 @@ class Worker(Member):
             versions = await self._placed(actor)
         except self._cluster.error:
             if not self._orders:
-                log.warning("a worker of the cluster did not come up: is %s there?", VERSIONS)
+                log.warning(
+                    "a worker of the cluster did not come up: is %s there?",
+                    VERSIONS,
+                    extra=about(Event.worker_not_started, versions=VERSIONS),
+                )
             return
         except BaseException:
             self._kill()
@@ -231,7 +236,10 @@ class Worker(Member):
         try:
             done, _ = await asyncio.wait([began], timeout=_TOLD_AFTER_S)
             if not done:
-                log.warning("a worker waits for a free CPU of the cluster, and the run for it")
+                log.warning(
+                    "a worker waits for a free CPU of the cluster, and the run for it",
+                    extra=about(Event.worker_waiting),
+                )
             return await began
         finally:
             began.cancel()

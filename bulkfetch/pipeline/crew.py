@@ -17,6 +17,8 @@ from typing import Protocol
 from bulkfetch.api import Tokens
 from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, Tally
+from bulkfetch.logs import Event, about
+from bulkfetch.measures import InFlight
 from bulkfetch.models import ManifestRow
 from bulkfetch.pipeline.patients import seats_of
 from bulkfetch.pipeline.wire import (
@@ -32,7 +34,6 @@ from bulkfetch.pipeline.wire import (
 )
 from bulkfetch.retry import Retries
 from bulkfetch.settings import Settings
-from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import Transport
 
 # A member is heard of twice a second; one that is not for so long is stopped, or stuck.
@@ -198,7 +199,7 @@ class Member:
                 elif isinstance(message, Fatal):
                     self._ties.fail(message.error)
                 elif isinstance(message, LogLine):
-                    logging.getLogger(message.logger).log(message.level, "%s", message.text)
+                    message.repeat()
                 elif isinstance(message, Borrow):
                     task = tasks.create_task(self._lend(channel, message))
                     begun.add(task)
@@ -213,7 +214,10 @@ class Member:
             # Second by second, since while this process was stopped, nothing could be heard.
             await asyncio.sleep(1)
             self._silent_s += 1
-        log.error("a process of this run does not answer: it is killed")
+        log.error(
+            "a process of this run does not answer: it is killed",
+            extra=about(Event.process_silent, silent_s=self._silent_s),
+        )
         self._kill()
 
     def _take(self, report: Report) -> None:

@@ -28,6 +28,8 @@ from bulkfetch.errors import (
 )
 from bulkfetch.fetch import Downloader, without_work
 from bulkfetch.journal import Failure, Recorder
+from bulkfetch.logs import Event, about
+from bulkfetch.measures import InFlight
 from bulkfetch.models import ImageOutcome, ImageRecord, ManifestRow
 from bulkfetch.pipeline.elsewhere import Elsewhere
 from bulkfetch.pipeline.unlisted import Inquiry
@@ -35,7 +37,6 @@ from bulkfetch.plan import Ended, Held, Item, Level, Place, levels_of, place_of,
 from bulkfetch.retry import Retries, Retry
 from bulkfetch.settings import Settings
 from bulkfetch.slots import Slots
-from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import Transport
 
 # What is in flight when a run is told to end has so long to end by itself.
@@ -70,7 +71,8 @@ class Services:
             for name in ("the API", "the storage", "the destination")
         ]
         self._query_again, self.fetch_again, self.keep_again = (
-            Retry(settings.retries, budget, breaker) for breaker in self._breakers
+            Retry(settings.retries, budget, breaker, noted=transport.measures.retries)
+            for breaker in self._breakers
         )
 
     @property
@@ -283,7 +285,18 @@ class Patients:
                 reached = True
         except FetchError as failed:
             error = failed
-            log.warning("%s: %s", row.label, failed)
+            log.warning(
+                "%s: %s",
+                row.label,
+                failed,
+                extra=about(
+                    Event.patient_failed,
+                    patient_id=row.patient_id,
+                    coverage_id=row.coverage_id,
+                    kind=failed.kind,
+                    error=str(failed),
+                ),
+            )
         except BulkfetchError as fatal:
             self._fail(fatal)
         finally:
@@ -313,6 +326,12 @@ class Patients:
                 "%s: the API lists images of patient %s: kept under that one",
                 row.label,
                 ", ".join(sorted(others)),
+                extra=about(
+                    Event.image_of_another_patient,
+                    patient_id=row.patient_id,
+                    coverage_id=row.coverage_id,
+                    other_patient_ids=" ".join(sorted(others)),
+                ),
             )
         template = self._settings.path_template
         places = [place_of(record, row, template) for record in records]
@@ -340,6 +359,15 @@ class Patients:
                 item.row.label,
                 error,
                 "" if error.retryable else " (not tried again)",
+                extra=about(
+                    Event.image_failed,
+                    image_id=item.record.id,
+                    patient_id=item.row.patient_id,
+                    coverage_id=item.row.coverage_id,
+                    kind=error.kind,
+                    error=str(error),
+                    is_retryable=error.retryable,
+                ),
             )
             end = Ended(ImageOutcome.failed, item, error=error)
         except BulkfetchError as fatal:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from bulkfetch.archive import files
+from bulkfetch.logs import Event, about
 from bulkfetch.pipeline.crew import ENDS_WITHIN_S, Member, Ties
 from bulkfetch.pipeline.wire import HelperStart, SocketChannel, Start
 from bulkfetch.retry import Budget
@@ -96,7 +97,11 @@ class Helper(Member):
                     raise
         except (OSError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            log.warning("no further process could be started: %s", reason)
+            log.warning(
+                "no further process could be started: %s",
+                reason,
+                extra=about(Event.process_not_started, error=str(reason)),
+            )
             return
         channel = await SocketChannel.open(ours)
         await self._hear_out(channel, ended=self._ended(channel, process))

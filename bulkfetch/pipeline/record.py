@@ -13,7 +13,7 @@ from bulkfetch.journal import Failure, FailuresFile, Journal, Tally
 from bulkfetch.manifest import ManifestFacts
 from bulkfetch.models import ManifestRow, Summary
 from bulkfetch.settings import Settings
-from bulkfetch.snapshot import InFlight, SnapshotFile
+from bulkfetch.snapshot import SnapshotFile
 
 
 class Record:
@@ -79,13 +79,13 @@ class Record:
         """
         await self._failures.drain()
 
-    async def let_others_see(self, tally: Tally, in_flight: InFlight, retries: int) -> None:
+    async def let_others_see(self, tally: Tally, retries: int) -> None:
         """Write how far the run is, and what has failed so far.
 
         Raises:
             DestinationError: the failures cannot be written.
         """
-        await self._snapshots.write(tally, in_flight, retries)
+        await self._snapshots.write(tally, retries)
         await self._failures.flush()
 
     def close(self, summary: Summary, *, as_far_as_can_be: bool) -> Summary:

@@ -13,7 +13,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 
@@ -32,7 +32,9 @@ from bulkfetch.errors import (
 from bulkfetch.forecast import Forecaster, PatientForecast
 from bulkfetch.journal import Failure, Recorder, Tally
 from bulkfetch.limits import fit_to_open_files, processes_for
+from bulkfetch.logs import Event, about
 from bulkfetch.manifest import Manifest, ManifestFacts
+from bulkfetch.measures import InFlight
 from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
 from bulkfetch.pipeline.cluster import Cluster
 from bulkfetch.pipeline.crew import Engine, Member, Ties, without_credentials
@@ -42,7 +44,6 @@ from bulkfetch.pipeline.record import Record
 from bulkfetch.pipeline.wire import Order, Start
 from bulkfetch.progress import NoProgress, Progress
 from bulkfetch.settings import EngineName, Settings
-from bulkfetch.snapshot import InFlight
 from bulkfetch.transport import Transport, connect
 from bulkfetch.words import counted
 
@@ -96,7 +97,7 @@ class Run:
         self._forecaster: Forecaster | None = None
         self._here: Patients
         self._helpers: Sequence[Member] = []
-        self._crew: list[Patients | Member]
+        self._crew: list[Patients | Member] = []
         # What members that died had in hand, and is to be given to others.
         self._returned: deque[ManifestRow] = deque()
         # By a row's line, how many members died with it in hand.
@@ -134,17 +135,36 @@ class Run:
         )
         self._destination.check(identity)
         async with self._engine as engine, AsyncExitStack() as stack:
+            stack.callback(self._progress.close)
             share = engine.share
             async with connect(share) as transport:
                 tokens = Tokens(transport, settings.auth_base_url, credentials)
                 api = API(transport, settings.api_base_url, tokens)
                 self._services = Services(share, transport, api, engine.retries)
+                self._tally.measures = transport.measures
                 rows = self._manifest.rows()
                 first = next(rows, None)
-                answer = None if first is None else await self._services.first_answer(first)
+                answer = None
+                if first is not None:
+                    async with self._shown():
+                        answer = await self._services.first_answer(first)
                 archive = await self._open_archive(stack, identity)
                 if self._record:
                     await self._record.begin()
+                log.info(
+                    "run %s begins: %s",
+                    self.run_id,
+                    counted(self._facts.distinct, "patient"),
+                    extra=about(
+                        Event.run_started,
+                        run_id=self.run_id,
+                        bulkfetch_version=__version__,
+                        patients=self._facts.distinct,
+                        processes=engine.processes,
+                        shard=str(settings.shard) if settings.shard else None,
+                        is_dry=settings.dry_run,
+                    ),
+                )
                 self._here = Patients(
                     share,
                     self._services,
@@ -165,6 +185,7 @@ class Run:
                         await self._work(first, answer, rows)
                 finally:
                     self._working = False
+                    self._progress.show(self._sums())
                     self._progress.close()
                     summary = self._close(time.monotonic() - started)
         return summary
@@ -230,22 +251,17 @@ class Run:
         answer: list[ImageRecord] | FetchError | None,
         rows: Iterator[ManifestRow],
     ) -> None:
-        async with asyncio.TaskGroup() as group:
-            showing = group.create_task(self._show())
-            try:
-                async with self._here, asyncio.TaskGroup() as helpers:
-                    for helper in self._helpers:
-                        helpers.create_task(helper())
-                    if self._engine.first_takes_part:
-                        self._here.begin(first, answer)
-                    else:
-                        rows = itertools.chain([first], rows)
-                    await self._deal_out(rows)
-                    await self._deal_again()
-                    for helper in self._helpers:
-                        helper.order(Order.finish)
-            finally:
-                showing.cancel()
+        async with self._shown(), self._here, asyncio.TaskGroup() as helpers:
+            for helper in self._helpers:
+                helpers.create_task(helper())
+            if self._engine.first_takes_part:
+                self._here.begin(first, answer)
+            else:
+                rows = itertools.chain([first], rows)
+            await self._deal_out(rows)
+            await self._deal_again()
+            for helper in self._helpers:
+                helper.order(Order.finish)
 
     async def _deal_out(self, rows: Iterator[ManifestRow]) -> None:
         try:
@@ -276,38 +292,46 @@ class Run:
             await self._has_room.wait()
         return False
 
+    @asynccontextmanager
+    async def _shown(self) -> AsyncIterator[None]:
+        showing = asyncio.create_task(self._show())
+        try:
+            yield
+        finally:
+            showing.cancel()
+            await asyncio.wait([showing])
+            if not showing.cancelled():
+                showing.result()
+
     async def _show(self) -> None:
         """Show progress, and let others read it and the failures, now and then."""
         for turn in itertools.count():
             tally = self._sums()
-            tally.hindrance = self._hindrance()
             self._progress.show(tally)
             await asyncio.sleep(_SHOW_EVERY_S)
-            if turn % round(_LOOK_EVERY_S / _SHOW_EVERY_S) == 0:
-                await self._let_others_see(tally)
-
-    async def _let_others_see(self, tally: Tally) -> None:
-        if self._record is None:
-            return
-        in_flight = sum((one.in_flight for one in self._crew), InFlight())
-        try:
-            await self._record.let_others_see(tally, in_flight, self._engine.retries.count)
-        except BulkfetchError as error:
-            self._fail(error)
+            if turn % round(_LOOK_EVERY_S / _SHOW_EVERY_S) == 0 and self._record:
+                try:
+                    await self._record.let_others_see(tally, self._engine.retries.count)
+                except BulkfetchError as error:
+                    self._fail(error)
 
     def _sums(self) -> Tally:
-        return sum((helper.tally for helper in self._helpers), self._tally)
-
-    def _hindrance(self) -> str | None:
-        """What holds the run up, for the progress line."""
+        """Return the sums of all processes, and what they have under way."""
+        tally = sum((helper.tally for helper in self._helpers), self._tally)
         processes: list[Services | Member] = [self._services, *self._helpers]
-        for process in processes:
-            if process.outage:
-                return process.outage
-        if kept_back := sum(process.kept_back for process in processes):
-            limit = self._settings.query_concurrency - kept_back
-            return f"throttled to {counted(limit, 'query')} at once"
-        return None
+        tally.in_flight = sum((one.in_flight for one in self._crew), InFlight())
+        tally.kept_back = sum(process.kept_back for process in processes)
+        outage = next((process.outage for process in processes if process.outage), None)
+        tally.is_paused = outage is not None
+        tally.hindrance = outage
+        if self._signal_status is not None:
+            tally.hindrance = f"interrupted: ends within {self._grace_s:.0f} s"
+        elif outage is None and not self._crew:
+            tally.hindrance = "waiting for the API's first answer"
+        elif outage is None and tally.kept_back:
+            limit = self._settings.query_concurrency - tally.kept_back
+            tally.hindrance = f"throttled to {counted(limit, 'query')} at once"
+        return tally
 
     def _ended(self, row: ManifestRow, failure: Failure | None) -> None:
         """See to what a patient's end means for the run, whichever process had it."""
@@ -334,7 +358,10 @@ class Run:
         if self._stopping:
             return
         log.error(
-            "a process of this run died (%s) with %s in hand", how, counted(len(begun), "patient")
+            "a process of this run died (%s) with %s in hand",
+            how,
+            counted(len(begun), "patient"),
+            extra=about(Event.process_died, how=how, patients=len(begun)),
         )
         self._returned += waiting
         for row in begun:
@@ -394,6 +421,23 @@ class Run:
     def _close(self, seconds: float) -> Summary:
         """Finish the run's record, and return its sums."""
         summary = self._summary(seconds)
+        log.info(
+            "run %s ends with status %d after %.1f s",
+            summary.run_id,
+            summary.exit_code,
+            summary.seconds,
+            extra=about(
+                Event.run_finished,
+                run_id=summary.run_id,
+                exit_code=summary.exit_code,
+                seconds=summary.seconds,
+                patients=summary.patients.model_dump(),
+                images=summary.images.model_dump(),
+                bytes=summary.bytes,
+                retries=summary.retries,
+                failed_by_kind=summary.failed_by_kind,
+            ),
+        )
         if self._record is None:
             return summary
         # On a full disk this fails too, and the first error is the one to tell.

@@ -14,6 +14,7 @@ from bulkfetch._version import __version__
 from bulkfetch.archive import Archive
 from bulkfetch.errors import TakenError, UnknownAccountError
 from bulkfetch.journal import Recorder
+from bulkfetch.logs import Event, about
 from bulkfetch.models import (
     ImageRecord,
     ManifestRow,
@@ -73,6 +74,12 @@ class Inquiry:
                     place.directory,
                     place.stem,
                     row.label,
+                    extra=about(
+                        Event.sidecar_unreadable,
+                        path=f"{place.directory}/{place.stem}",
+                        patient_id=row.patient_id,
+                        coverage_id=row.coverage_id,
+                    ),
                 )
                 continue
             if not is_missed(state, row, self._settings):

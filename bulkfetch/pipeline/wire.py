@@ -6,9 +6,10 @@ A message is pickled, since both ends are the same program; in a socket its leng
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -19,9 +20,10 @@ from pydantic import SecretStr
 from bulkfetch.archive import Identity, Writer
 from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, Tally
+from bulkfetch.logs import Event, Field, about
+from bulkfetch.measures import InFlight
 from bulkfetch.models import ManifestRow
 from bulkfetch.settings import Settings
-from bulkfetch.snapshot import InFlight
 
 _LENGTH_BYTES = 8
 
@@ -122,11 +124,18 @@ class Borrow:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """What a helper has to say to a person."""
+    """What a helper has to say to a person, and what it is about: see `logs.about`."""
 
     logger: str
     level: int
     text: str
+    event: Event | None
+    fields: Mapping[str, Field]
+
+    def repeat(self) -> None:
+        """Say it here."""
+        extra = about(self.event, **self.fields) if self.event else None
+        logging.getLogger(self.logger).log(self.level, "%s", self.text, extra=extra)
 
 
 Message: TypeAlias = Start | Rows | Lent | Order | Report | Fatal | Borrow | LogLine

@@ -19,6 +19,7 @@ from bulkfetch.api import API, LentTokens, Token
 from bulkfetch.archive import Destination
 from bulkfetch.errors import BulkfetchError, unexpected
 from bulkfetch.journal import Failure, Journal, Recorder, Tally
+from bulkfetch.logs import Event, about
 from bulkfetch.models import ManifestRow
 from bulkfetch.pipeline.patients import Patients, Services
 from bulkfetch.pipeline.wire import (
@@ -87,6 +88,7 @@ class Worker:
         async with connect(settings) as transport:
             api = API(transport, settings.api_base_url, LentTokens(self._borrow))
             self._services = Services(settings, transport, api, self._retries, is_first=False)
+            self._tally.measures = transport.measures
             with Destination(settings.out).join(
                 start.run_id,
                 start.identity,
@@ -214,7 +216,7 @@ async def work(channel: Channel, start: Start, worker: Worker) -> bool:
     except BulkfetchError as error:
         channel.send(Fatal(error))
     except Exception as error:  # noqa: BLE001  the last resort: a traceback may hold secrets
-        log.error("%s", unexpected(error))  # noqa: TRY400  the same
+        log.error("%s", unexpected(error), extra=about(Event.process_failed))  # noqa: TRY400  the same
         await asyncio.sleep(0)  # for the line to be sent
     else:
         return True
@@ -230,6 +232,12 @@ class _ToTheFirst(logging.Handler):
         self._loop = asyncio.get_running_loop()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = LogLine(record.name, record.levelno, logs.redact(record.getMessage()))
+        line = LogLine(
+            record.name,
+            record.levelno,
+            logs.redact(record.getMessage()),
+            logs.event_of(record),
+            logs.fields_of(record),
+        )
         # It may be a thread that has something to say.
         self._loop.call_soon_threadsafe(self._channel.send, line)

@@ -20,7 +20,7 @@ from bulkfetch.settings.fields import (
 from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, EngineName, Environment, is_loopback
 from bulkfetch.settings.loading import explain, load, unknown_variables
 from bulkfetch.settings.sources import ENV_PREFIX
-from bulkfetch.settings.values import PathText
+from bulkfetch.settings.values import Address, Listening, PathText, path_text
 
 __all__ = [
     "ENV_PREFIX",
@@ -28,11 +28,13 @@ __all__ = [
     "GROUPS",
     "OUT",
     "OUTPUT",
+    "Address",
     "Building",
     "ClientCredentials",
     "Connection",
     "EngineName",
     "Environment",
+    "Listening",
     "Option",
     "PathText",
     "Settings",
@@ -40,5 +42,6 @@ __all__ = [
     "explain",
     "is_loopback",
     "load",
+    "path_text",
     "unknown_variables",
 ]

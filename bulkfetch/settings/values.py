@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import NoDecode
@@ -90,6 +90,28 @@ def _shard(value: object) -> object:
     return value if value is None or isinstance(value, Shard) else Shard.parse(str(value))
 
 
+class Address(NamedTuple):
+    """Where to listen; port 0 is any that is free."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def _address(value: object) -> object:
+    """Take a port alone, which is one of loopback, or a host before it."""
+    if value is None or isinstance(value, Address):
+        return value
+    host, _, port = str(value).rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not port.isdecimal() or int(port) >= 2**16:
+        raise ValueError("must be a port such as 9464, or HOST:PORT")
+    return Address(host, int(port))
+
+
 def _printable(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise ValueError("must be one line of text")
@@ -106,5 +128,6 @@ PathText = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
 Sides = Annotated[Words, AfterValidator(_known("FRONT", "BACK"))]
 Statuses = Annotated[Words, AfterValidator(_known(UPLOADED, "PENDING", "FAILED"))]
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
+Listening = Annotated[Address | None, NoDecode, BeforeValidator(_address)]
 Share = Annotated[Shard | None, NoDecode, BeforeValidator(_shard)]
 Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]

@@ -24,6 +24,7 @@ from bulkfetch.cli.options import (
 )
 from bulkfetch.cli.running import say
 from bulkfetch.errors import ConfigurationError, FetchError, StatusError
+from bulkfetch.logs import Event, about
 from bulkfetch.progress import PLAIN_EVERY_S, ProgressStyle
 from bulkfetch.settings import Building, load, unknown_variables
 from bulkfetch.words import counted
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigurationError("--json and - both want standard output: name a file")
     logs.configure(settings.log_level, settings.log_format)
     for mistake in unknown_variables():
-        log.warning("%s", mistake)
+        log.warning("%s", mistake, extra=about(Event.variable_unknown))
     try:
         with _Shown(settings.progress) as shown:
             built = asyncio.run(build_manifest(namespace.manifest, settings, shown=shown))
