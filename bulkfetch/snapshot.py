@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from bulkfetch.archive import Archive, files
+from bulkfetch.archive import OpenArchive, files
 from bulkfetch.errors import DestinationError
 from bulkfetch.journal import Tally
 from bulkfetch.models import ImageSums, PatientSums
@@ -128,7 +128,7 @@ class SnapshotFile:
 
     def __init__(
         self,
-        archive: Archive,
+        archive: OpenArchive,
         run_id: str,
         *,
         shard: str | None,
