@@ -17,6 +17,7 @@ from bulkfetch.cli.options import (
     command_parser,
     given_options,
 )
+from bulkfetch.cli.parser import Parser
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import STANDARD_INPUT, Manifest, ManifestFormat
 from bulkfetch.pipeline import Run
@@ -26,8 +27,8 @@ from bulkfetch.settings import load, unknown_variables
 log = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Fetch every image of the patients in a manifest."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "download",
         "Fetch every image of the patients in a manifest into an archive.\n"
@@ -35,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         [
             "bulkfetch download patients.csv --out archive",
             "bulkfetch download patients.csv --out archive --environment staging --dry-run",
-            "zcat patients.txt.gz | bulkfetch download - --manifest-format txt -o archive --json",
+            "zcat ids.txt.gz | bulkfetch download - --manifest-format txt -o archive",
         ],
         arguments="MANIFEST --out DEST",
     )
@@ -45,6 +46,12 @@ def run(argv: Sequence[str]) -> int:
         help="a .csv, .tsv, .txt, .jsonl (each also .gz) or .parquet file; - for standard input",
     )
     add_options(parser, DownloadSettings)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Fetch every image of the patients in a manifest."""
+    parser = command_line()
     namespace = parser.parse_args(argv)
     try:
         settings = load(DownloadSettings, given_options(namespace, "manifest"))

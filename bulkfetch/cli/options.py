@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_origin
+from enum import StrEnum
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
 
 from bulkfetch.cli.parser import Parser
@@ -22,6 +23,7 @@ from bulkfetch.settings import (
     PathText,
     Settings,
 )
+from bulkfetch.settings.values import Known
 
 
 class ShownConnection(Connection):
@@ -55,7 +57,7 @@ class DoctorSettings(DownloadSettings):
     )
 
 
-def add_options(parser: argparse.ArgumentParser, settings_type: type[Connection]) -> None:
+def add_options(parser: Parser, settings_type: type[Connection]) -> None:
     """Add an option for each field that is one; only those given end up in the namespace."""
     options = {
         name: option
@@ -90,6 +92,7 @@ def add_options(parser: argparse.ArgumentParser, settings_type: type[Connection]
             )
         else:
             several = get_origin(field.annotation) is tuple
+            parser.words[key] = _words(field)
             groups[option.group].add_argument(
                 *flags,
                 metavar=option.metavar,
@@ -124,6 +127,15 @@ ENVIRONMENT_NOTE = (
     f"Credentials are no options: set {ENV_PREFIX}CLIENT_ID and {ENV_PREFIX}CLIENT_SECRET\n"
     f"(or {ENV_PREFIX}CLIENT_SECRET_FILE), or {ENV_PREFIX}TOKEN (or {ENV_PREFIX}TOKEN_FILE)."
 )
+
+
+def _words(field: FieldInfo) -> Sequence[str]:
+    """Return what a field may be, or is likely to be; nothing where it may be anything."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            return list(kind)
+    checks = (item.func for item in field.metadata if isinstance(item, AfterValidator))
+    return next((check.names for check in checks if isinstance(check, Known)), ())
 
 
 def _default(field: FieldInfo) -> str:
