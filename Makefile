@@ -42,6 +42,9 @@ format: .venv/.dev  ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+generated: .venv/.dev  ## write anew what is made from the code: manual page, schemas
+	$(BIN)/python docs/generated.py
+
 wheel: .venv/.dev  ## build the wheel and try it in an environment of its own
 	sh .ci/try-wheel $(BIN)/python
 
@@ -59,4 +62,4 @@ clean:  ## remove what was built, and the environment
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help demo test soak fuzz bench scale lint format wheel clean
+.PHONY: help demo test soak fuzz bench scale lint format generated wheel clean

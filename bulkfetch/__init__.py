@@ -22,40 +22,76 @@ if TYPE_CHECKING:
         BulkfetchError,
         ConfigurationError,
         CredentialsError,
+        DamagedError,
         DestinationError,
+        EngineError,
         ManifestError,
         UnreachableError,
     )
-    from bulkfetch.library import download, download_async
-    from bulkfetch.models import ImageSums, PatientSums, Sidecar, Summary
+    from bulkfetch.library import download, download_async, run
+    from bulkfetch.models import (
+        ImageOutcome,
+        ImageSums,
+        PatientState,
+        PatientSums,
+        Sidecar,
+        Summary,
+        Unlisted,
+        UnlistedSidecar,
+    )
+    from bulkfetch.outcomes import ImageEnded, PatientEnded
+    from bulkfetch.reading import Archive, ArchivedImage, ArchivedRun
     from bulkfetch.settings import Environment, Settings
     from bulkfetch.verification import Finding, Report, verify
 
 __all__ = [
+    "Archive",
     "ArchiveMismatchError",
+    "ArchivedImage",
+    "ArchivedRun",
     "BulkfetchError",
     "ConfigurationError",
     "CredentialsError",
+    "DamagedError",
     "DestinationError",
+    "EngineError",
     "Environment",
     "Finding",
+    "ImageEnded",
+    "ImageOutcome",
     "ImageSums",
     "ManifestError",
+    "PatientEnded",
+    "PatientState",
     "PatientSums",
     "Report",
     "Settings",
     "Sidecar",
     "Summary",
+    "Unlisted",
+    "UnlistedSidecar",
     "UnreachableError",
     "__version__",
     "download",
     "download_async",
+    "run",
     "verify",
 ]
 
 _HOMES = {
-    "bulkfetch.library": ("download", "download_async"),
-    "bulkfetch.models": ("ImageSums", "PatientSums", "Sidecar", "Summary"),
+    "bulkfetch.library": ("download", "download_async", "run"),
+    "bulkfetch.models": (
+        "ImageOutcome",
+        "ImageSums",
+        "PatientState",
+        "PatientSums",
+        "Sidecar",
+        "Summary",
+        "Unlisted",
+        "UnlistedSidecar",
+    ),
+    "bulkfetch.outcomes": ("ImageEnded", "PatientEnded"),
+    "bulkfetch.reading": ("Archive", "ArchivedImage", "ArchivedRun"),
     "bulkfetch.settings": ("Environment", "Settings"),
     "bulkfetch.verification": ("Finding", "Report", "verify"),
 }

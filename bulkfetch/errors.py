@@ -6,6 +6,7 @@ BulkfetchError
 │   └── ArchiveMismatchError   choose another destination: this one is another account's
 ├── CredentialsError           correct the credentials
 ├── DestinationError           make room, get access, or wait for the other run
+├── DamagedError               restore what an archive lacks; verify names all of it
 ├── GapError                   the API's lists cannot be read without a gap: nothing was written
 ├── UnreachableError           the API did not answer at all: nothing was fetched
 ├── EngineError                the cluster gives no process that works: run the same command again
@@ -42,6 +43,7 @@ __all__ = [
     "ConfigurationError",
     "ConnectionFailedError",
     "CredentialsError",
+    "DamagedError",
     "DestinationError",
     "EngineError",
     "FetchError",
@@ -117,6 +119,18 @@ class DestinationError(BulkfetchError):
     """The destination cannot be used: not writable, full, or held by another run."""
 
     exit_status = 4
+
+
+class DamagedError(BulkfetchError):
+    """An archive does not hold an image as it says that it does.
+
+    Attributes:
+        path: of the sidecar or the file, relative to the archive.
+    """
+
+    def __init__(self, path: str, damage: str) -> None:
+        super().__init__(f"{path}: {damage}: run bulkfetch verify")
+        self.path = path
 
 
 class GapError(BulkfetchError):

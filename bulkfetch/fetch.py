@@ -12,7 +12,7 @@ from http import HTTPStatus
 
 from bulkfetch._version import __version__
 from bulkfetch.api import API
-from bulkfetch.archive import KEPT_OVER_BYTES, Archive, Stage
+from bulkfetch.archive import KEPT_OVER_BYTES, OpenArchive, Stage
 from bulkfetch.body import Body, continues, mark_of
 from bulkfetch.errors import (
     BadBodyError,
@@ -83,7 +83,7 @@ class Downloader:
         self,
         transport: Transport,
         api: API,
-        archive: Archive,
+        archive: OpenArchive,
         retry: Retry,
         settings: Settings,
         *,

@@ -28,6 +28,7 @@ from bulkfetch.models import (
     Unlisted,
     UnlistedSidecar,
 )
+from bulkfetch.outcomes import Outcome
 from bulkfetch.plan import Action, Ended, Item, Place
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,13 @@ class Forecaster(Recorder):
     What a run finds done by the time that another row lists the same is remembered on disk.
     """
 
-    def __init__(self, tally: Tally, told: Callable[[PatientForecast], None]) -> None:
-        super().__init__(tally, None)
+    def __init__(
+        self,
+        tally: Tally,
+        told: Callable[[PatientForecast], None],
+        tell: Callable[[Sequence[Outcome]], None] | None = None,
+    ) -> None:
+        super().__init__(tally, None, tell=tell)
         self._told = told
         self._unlisted: dict[tuple[str | None, str | None], list[UnlistedForecast]] = {}
         self._fetched = self._sized = self._bytes = 0

@@ -12,7 +12,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -33,6 +33,7 @@ from bulkfetch.models import (
     UnlistedSidecar,
     json_text,
 )
+from bulkfetch.outcomes import ImageEnded, Outcome, PatientEnded
 from bulkfetch.plan import Action, Ended, Item, Place
 
 _FULL_BYTES = 2**16
@@ -241,13 +242,21 @@ class Recorder:
     and are the same where it was begun by a process that died.
 
     Nothing here awaits, so that what is cancelled gets its own, too. The sidecars of `run_id` tell
-    what this run brought to the archive itself.
+    what this run brought to the archive itself. `tell`, if anyone wants to hear of outcomes, gets
+    those of a patient together, too.
     """
 
-    def __init__(self, tally: Tally, journal: Journal | None, run_id: str | None = None) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        journal: Journal | None,
+        run_id: str | None = None,
+        tell: Callable[[Sequence[Outcome]], None] | None = None,
+    ) -> None:
         self._tally = tally
         self._journal = journal
         self._run_id = run_id
+        self._tell = tell
 
     async def drain(self) -> None:
         """Wait until few lines are pending."""
@@ -353,8 +362,11 @@ class Recorder:
 
         `ended` has the items that were reached, by their number; `error` is the query's.
         """
-        for number, item in enumerate(items):
-            end = ended.get(number) or self.image(Ended(ImageOutcome.not_reached, item))
+        ends = [
+            ended.get(number) or self.image(Ended(ImageOutcome.not_reached, item))
+            for number, item in enumerate(items)
+        ]
+        for end in ends:
             self._tally.images[end.outcome] += 1
             self._tally.bytes += end.size_bytes
             held = end.item.held
@@ -376,6 +388,15 @@ class Recorder:
             images=len(items),
             **_error_fields(errors[0] if errors else None),
         )
+        if self._tell:
+            of_patient = PatientEnded(
+                patient_id=row.patient_id,
+                coverage_id=row.coverage_id,
+                state=state,
+                images=len(items),
+                **_error_fields(errors[0] if errors else None),
+            )
+            self._tell([*map(_image_ended, ends), of_patient])
         return failure
 
 
@@ -386,6 +407,21 @@ def state_of(failure: Failure | None, items: Sequence[Item], *, reached: bool) -
     if not reached:
         return PatientState.not_reached
     return PatientState.complete if items else PatientState.empty
+
+
+def _image_ended(end: Ended) -> ImageEnded:
+    record, row = end.item.record, end.item.row
+    return ImageEnded(
+        patient_id=row.patient_id,
+        coverage_id=row.coverage_id,
+        image_id=record.id,
+        version=record.version,
+        status=record.status,
+        outcome=end.outcome,
+        directory=end.item.place.directory,
+        bytes=end.size_bytes,
+        **_error_fields(end.error),
+    )
 
 
 def _encoded(line: str) -> bytes:

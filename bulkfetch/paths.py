@@ -20,6 +20,11 @@ COVERAGE_PREFIX = "coverage-"
 _DEVICES = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
 
 FILE_TEMPLATE = "{image_id}.v{version}"
+SIDECAR_NAME = re.compile(
+    r"(?P<stem>(?P<image>.+)\.v(?P<version>[0-9]+))"
+    r"(?:\.r(?P<revision>[2-9]|[1-9][0-9]+))?\.json",
+    re.DOTALL,
+)
 DEFAULT_TEMPLATE = f"{{patient_id}}/{FILE_TEMPLATE}"
 # Those that a version of an image keeps, and that name nobody: docs/paths.md says why no others.
 TEMPLATE_FIELDS = (

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from bulkfetch.archive import Archive, files
+from bulkfetch.archive import OpenArchive, files
 from bulkfetch.errors import DestinationError
 from bulkfetch.journal import Tally
 from bulkfetch.measures import InFlight
@@ -69,7 +69,7 @@ class SnapshotFile:
 
     def __init__(
         self,
-        archive: Archive,
+        archive: OpenArchive,
         run_id: str,
         *,
         shard: str | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
 import json
 import os
 import pty
@@ -13,12 +14,13 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import bulkfetch as package
-from bulkfetch.cli import COMMANDS
+from bulkfetch.cli import COMMANDS, main
 from bulkfetch.cli.options import DownloadSettings
 from bulkfetch.simulator import parse_fault
 from tests.conftest import (
@@ -350,3 +352,35 @@ def test_a_mistyped_key_of_a_file_is_told_with_the_one_that_was_meant(tmp_path: 
     result = bulkfetch("download", "m.csv", "--out", "d", "--config", config)
     assert result.status == 2
     assert "query_concurency, xyzzy; did you mean query_concurrency?\n" in result.err
+
+
+def every_command() -> Iterator[tuple[str, ...]]:
+    """The words of each command, the program's own among them."""
+    yield ()
+    for name in COMMANDS:
+        yield (name,)
+        module = importlib.import_module(f"bulkfetch.cli.{name}")
+        for below in getattr(module, "COMMANDS", {}):
+            yield name, below
+
+
+@pytest.mark.parametrize("words", list(every_command()), ids=" ".join)
+def test_help_has_an_example_and_fits_a_terminal(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert re.search(rf"^examples?:\n  .*{' '.join(['bulkfetch', *words])}", shown, re.MULTILINE)
+
+
+def test_what_is_wrong_is_told_with_the_command_that_says_what_is_right() -> None:
+    for words in (["verify"], ["verify", "a", "--sampel"], ["verfy"], ["manifest", "chek"]):
+        result = bulkfetch(*words)
+        assert result.status == 2
+        where = " ".join(["bulkfetch", *(word for word in words[:1] if word in COMMANDS)])
+        assert result.err.endswith(f"\nsee: {where} --help\n")

@@ -113,6 +113,32 @@ def verified(archive: Path, manifest: Path) -> None:
     assert result.status == 0, result.err
 
 
+# Prints how many outcomes of each type were told, then the sums.
+_TELLING = """
+import asyncio, collections, json, sys
+from bulkfetch import Settings, Summary, run
+async def main():
+    settings = Settings(out=sys.argv[2], engine="ray", ray_address=sys.argv[3])
+    told = [outcome async for outcome in run(sys.argv[1], settings)]
+    print(json.dumps(collections.Counter(type(outcome).__name__ for outcome in told)))
+    print(told[-1].model_dump_json())
+asyncio.run(main())
+"""
+
+
+def test_a_program_hears_of_each_end_on_every_node(
+    cluster: RayCluster, serve: Serve, manifest: Path, archive: Path
+) -> None:
+    simulator = serve(patients=40)
+    write_manifest(manifest, list(simulator.patient_ids()))
+    command = [sys.executable, "-c", _TELLING, str(manifest), str(archive), cluster.address]
+    environment = {**os.environ, **credentials(simulator), **cluster.credentials}
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, timeout=200)
+    told, sums = done.stdout.decode().splitlines()[-2:]
+    listed = json.loads(sums)["images"]["listed"]
+    assert json.loads(told) == {"ImageEnded": listed, "PatientEnded": 40, "Summary": 1}
+
+
 def test_two_workers_make_one_whole_archive_within_the_run_s_bounds(
     start: Start, serve: Serve, manifest: Path, archive: Path
 ) -> None:

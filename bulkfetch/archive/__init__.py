@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bulkfetch.archive.base import (
     KEPT_OVER_BYTES,
-    Archive,
     Growing,
     Identity,
     Kept,
     Mark,
+    OpenArchive,
     Stage,
     Writer,
 )
@@ -17,12 +17,12 @@ from bulkfetch.archive.tree import Tree
 
 __all__ = [
     "KEPT_OVER_BYTES",
-    "Archive",
     "Destination",
     "Growing",
     "Identity",
     "Kept",
     "Mark",
+    "OpenArchive",
     "Stage",
     "Tree",
     "Writer",

@@ -79,8 +79,9 @@ class Kept(BaseModel):
 class Stage(Protocol):
     """Bytes on their way in.
 
-    Leaving its context without `Archive.publish` drops them; but a long body that was begun with a
-    mark is kept where the connection, the run or the machine gave up, and not the body itself.
+    Leaving its context without `OpenArchive.publish` drops them; but a long body that was begun
+    with a mark is kept where the connection, the run or the machine gave up, and not the body
+    itself.
 
     Attributes:
         kept: what is there already from another try; None in most cases.
@@ -117,7 +118,8 @@ class Holdings:
 class Again(Protocol):
     """Awaits something again while it fails with what may pass; see `bulkfetch.retry.Retry`."""
 
-    async def __call__(self, what: str, attempt: Callable[[], Coroutine[Any, Any, T]], /) -> T: ...
+    async def __call__(self, what: str, attempt: Callable[[], Coroutine[Any, Any, T]], /) -> T:
+        """Return what the attempt returns in the end."""
 
 
 class Growing(Protocol):
@@ -144,7 +146,7 @@ class Growing(Protocol):
         """
 
 
-class Archive(Protocol):
+class OpenArchive(Protocol):
     """A destination, open for one run.
 
     Every method raises `DestinationError` where the destination fails.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bulkfetch.archive import files
-from bulkfetch.archive.base import Again, Archive, Identity, Writer
+from bulkfetch.archive.base import Again, Identity, OpenArchive, Writer
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.tree import LocalTree, Tree
 from bulkfetch.errors import DestinationError
@@ -72,7 +72,7 @@ class Destination:
         shard: Shard | None,
         durable: bool,
         is_joined: bool,
-    ) -> AsyncIterator[Archive]:
+    ) -> AsyncIterator[OpenArchive]:
         """Make or open the archive, and hold it until the context ends.
 
         `again` retries what is asked of a store, `durable` waits for a disk, and `is_joined` says
@@ -85,7 +85,7 @@ class Destination:
         """
         called_off = threading.Event()
 
-        def held() -> AbstractContextManager[Archive]:
+        def held() -> AbstractContextManager[OpenArchive]:
             if is_url(self._out):
                 return _store_archive().open(
                     self._out, run_id, identity, shard=shard, again=again, called_off=called_off
@@ -114,7 +114,7 @@ class Destination:
         again: Again,
         *,
         durable: bool,
-    ) -> AbstractContextManager[Archive]:
+    ) -> AbstractContextManager[OpenArchive]:
         """Open the archive that the first process of this run holds, as its `number`-th.
 
         Raises:
@@ -125,7 +125,7 @@ class Destination:
             return LocalArchive.join(self._out, run_id, identity, first, number, durable=durable)
         return _store_archive().join(self._out, run_id, identity, first, number, again=again)
 
-    def read_only(self, identity: Identity, again: Again) -> AbstractContextManager[Archive]:
+    def read_only(self, identity: Identity, again: Again) -> AbstractContextManager[OpenArchive]:
         """Open the archive to look into it; there need not be one.
 
         Raises:

@@ -45,7 +45,7 @@ class LocalArchive:
 
     Use `LocalArchive.open`; `check` says beforehand what would be wrong with a destination.
 
-    See `Archive` for its attributes.
+    See `OpenArchive` for its attributes.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class LocalArchive:
         yield cls(root.absolute(), "", found or identity, None, durable=False)
 
     def process_died(self) -> None:
-        """See `Archive.process_died`."""
+        """See `OpenArchive.process_died`."""
         if self._hold is not None:
             self._hold.not_cleared()
 
@@ -203,15 +203,15 @@ class LocalArchive:
         return self._root / PRIVATE / "runs" / self._run_id
 
     def growing(self, name: str) -> files.GrowingFile:
-        """See `Archive.growing`."""
+        """See `OpenArchive.growing`."""
         return files.GrowingFile(self._folder / name)
 
     def write(self, name: str, text: str, *, durable: bool = True) -> None:
-        """See `Archive.write`."""
+        """See `OpenArchive.write`."""
         self._write(self._folder / name, text, durable=durable)
 
     def remove(self, name: str) -> None:
-        """See `Archive.remove`."""
+        """See `OpenArchive.remove`."""
         with suppress(OSError):
             (self._folder / name).unlink()
 
@@ -223,7 +223,7 @@ class LocalArchive:
         *,
         rehash: bool,
     ) -> Holdings:
-        """See `Archive.look`.
+        """See `OpenArchive.look`.
 
         A look at what the system has in memory takes less than the way to a thread; so it is tried
         without one, and the disk is not waited for twice in a row.
@@ -263,13 +263,13 @@ class LocalArchive:
         return True
 
     def stage(self, place: Place) -> LocalStage:
-        """See `Archive.stage`; nothing is on disk before the first `KEPT_OVER_BYTES`."""
+        """See `OpenArchive.stage`; nothing is on disk before the first `KEPT_OVER_BYTES`."""
         return LocalStage(
             place, lambda: self._make_directory(place.directory), self._room.take, self._parts
         )
 
     async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
-        """See `Archive.publish`."""
+        """See `OpenArchive.publish`."""
         if not isinstance(stage, LocalStage):
             raise TypeError("a stage is published by the archive that made it")
         if stage.file is not None:
@@ -277,7 +277,7 @@ class LocalArchive:
         return await self._commit(stage.place, stage.on_disk(name), revision, sidecar)
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
-        """See `Archive.note`."""
+        """See `OpenArchive.note`."""
         return await self._commit(place, None, revision, sidecar)
 
     async def _commit(
@@ -290,15 +290,15 @@ class LocalArchive:
         return hashlib.sha256(data).hexdigest()
 
     async def check_room(self) -> None:
-        """See `Archive.check_room`."""
+        """See `OpenArchive.check_room`."""
         await in_thread(self._room.look)
 
     async def quarantine(self, place: Place) -> None:
-        """See `Archive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
+        """See `OpenArchive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
         await in_thread(lambda: self._quarantine(place))
 
     async def claim(self, organization_id: str) -> None:
-        """See `Archive.claim`."""
+        """See `OpenArchive.claim`."""
         if self._identity.organization_id != organization_id:
             await in_thread(lambda: self._claim(organization_id))
         self.is_recognised = True

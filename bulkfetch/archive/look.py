@@ -22,10 +22,10 @@ from bulkfetch.archive.base import Holdings
 from bulkfetch.errors import ArchiveMismatchError
 from bulkfetch.logs import Event, about
 from bulkfetch.models import SCHEMA_VERSION, FileInfo, Sidecar, UnlistedSidecar
+from bulkfetch.paths import SIDECAR_NAME
 from bulkfetch.plan import Held, Level, Place
 from bulkfetch.words import counted
 
-_SIDECAR = re.compile(r"(?P<image>.+)\.v(?P<version>[0-9]+)(?:\.r[0-9]+)?\.json", re.DOTALL)
 # A template may have directories above the patient's that a row does not tell; so many are tried.
 _BRANCHES_AT_MOST = 1_000
 
@@ -139,23 +139,28 @@ def _held(place: Place, folder: Folder, *, rehash: bool) -> Held:
 
 
 def paths_of(
-    branches: Callable[[str], Iterable[str]], levels: Sequence[Level], above: str = ""
+    branches: Callable[[str], Iterable[str]],
+    levels: Sequence[Level],
+    above: str = "",
+    *,
+    at_most: int = _BRANCHES_AT_MOST,
 ) -> Iterator[str]:
     """Yield the directories that levels stand for, whether or not the last of them is there.
 
-    `branches` returns the names of the directories in one, none where it cannot be read.
+    `branches` returns the names of the directories in one, none where it cannot be read; of one
+    with more than `at_most` that could be meant, none is.
     """
     (text, is_whole), below = levels[0], levels[1:]
     names: Sequence[str] = [text]
     if not is_whole:
         found = (name for name in branches(above) if name.startswith(text))
-        names = list(islice(found, _BRANCHES_AT_MOST + 1))
-        if len(names) > _BRANCHES_AT_MOST:
+        names = list(islice(found, at_most + 1))
+        if len(names) > at_most:
             _warn_of_branches()
             return
     for name in names:
         if below:
-            yield from paths_of(branches, below, f"{above}{name}/")
+            yield from paths_of(branches, below, f"{above}{name}/", at_most=at_most)
         else:
             yield f"{above}{name}"
 
@@ -182,7 +187,7 @@ def _latest(names: Collection[str]) -> Mapping[str, int]:
     """Return the latest version of each image in a directory."""
     latest: dict[str, int] = {}
     for name in names:
-        if name.endswith(".json") and (match := _SIDECAR.fullmatch(name)):
+        if name.endswith(".json") and (match := SIDECAR_NAME.fullmatch(name)):
             image = match["image"]
             latest[image] = max(latest.get(image, 0), int(match["version"]))
     return latest

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 class StoreArchive:
-    """What lies below a URL of an object store, held by one run at a time; see `Archive`."""
+    """What lies below a URL of an object store, held by one run at a time; see `OpenArchive`."""
 
     def __init__(
         self,
@@ -179,7 +179,7 @@ class StoreArchive:
         *,
         rehash: bool,
     ) -> Holdings:
-        """See `Archive.look`: one listing a directory, and a request for each sidecar.
+        """See `OpenArchive.look`: one listing a directory, and a request for each sidecar.
 
         None where this run is the first, and has put nothing there. What another process or shard
         put there meanwhile is found when the same is to be put again, which looks.
@@ -207,11 +207,11 @@ class StoreArchive:
         return await self._do("looking for what is there", look_now)
 
     def stage(self, place: Place) -> StoreStage:
-        """See `Archive.stage`; before `publish` there are at most parts of a long upload."""
+        """See `OpenArchive.stage`; before `publish` there are at most parts of a long upload."""
         return StoreStage(self, place)
 
     async def publish(self, stage: Stage, name: str, revision: int, sidecar: Sidecar) -> str:
-        """See `Archive.publish`; a long image, or one whose name is taken, gets a name of its own.
+        """See `OpenArchive.publish`; a long image gets a name of its own, as where one is taken.
 
         The sidecar names the object. What a killed run left of the same image goes after that.
         """
@@ -240,33 +240,33 @@ class StoreArchive:
         return await self._do(path, put)
 
     async def note(self, place: Place, revision: int, sidecar: Sidecar) -> str:
-        """See `Archive.note`."""
+        """See `OpenArchive.note`."""
         path = f"{place.directory}/{place.sidecar(revision)}"
         return await self._do(path, lambda: self._put_sidecar(path, sidecar))
 
     async def check_room(self) -> None:
-        """See `Archive.check_room`: a store has no end, but the lease on it may."""
+        """See `OpenArchive.check_room`: a store has no end, but the lease on it may."""
         if self._held:
             self._held.check()
 
     async def quarantine(self, place: Place) -> None:
-        """See `Archive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
+        """See `OpenArchive.quarantine`: to `.bulkfetch/quarantine/<run_id>/<directory>/`."""
         await self._do(f"{place.directory}/{place.stem}", lambda: self._quarantine(place))
 
     async def claim(self, organization_id: str) -> None:
-        """See `Archive.claim`."""
+        """See `OpenArchive.claim`."""
         if self._identity.organization_id != organization_id:
             await self._do("whose archive it is", lambda: self._claim(organization_id))
         self.is_recognised = True
 
     def growing(self, name: str) -> StoreJournal | StoreFile:
-        """See `Archive.growing`: a journal by segments, any other file at its end."""
+        """See `OpenArchive.growing`: a journal by segments, any other file at its end."""
         path = f"{self._folder_path}/{name}"
         kind = StoreJournal if name.endswith(".jsonl") else StoreFile
         return kind(self._patient, path)
 
     def write(self, name: str, text: str, *, durable: bool = True) -> None:
-        """See `Archive.write`; what need not be durable is left out where it comes too often."""
+        """See `OpenArchive.write`; what need not be durable is left out if it comes too often."""
         if not durable:
             if time.monotonic() - self._written_at < WRITE_EVERY_S:
                 return
@@ -276,12 +276,12 @@ class StoreArchive:
             self._patient.put(path, f"{text}\n".encode(), "overwrite")
 
     def remove(self, name: str) -> None:
-        """See `Archive.remove`."""
+        """See `OpenArchive.remove`."""
         with suppress(OSError):
             self._store.delete(f"{self._folder_path}/{name}")
 
     def process_died(self) -> None:
-        """See `Archive.process_died`: nothing is half-made in a store."""
+        """See `OpenArchive.process_died`: nothing is half-made in a store."""
 
     @property
     def _folder_path(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -33,6 +33,12 @@ class Tree(Protocol):
 
         Raises:
             FileNotFoundError: there is none.
+        """
+
+    def folders(self, depth: int) -> Generator[tuple[str, Collection[str]]]:
+        """Yield the directories of images, so many levels down, each with the names of its files.
+
+        They come in no order that holds everywhere, and are not all remembered.
         """
 
     def open(self, path: str) -> BinaryIO:
@@ -78,6 +84,11 @@ class LocalTree:
         finally:
             os.close(descriptor)
 
+    def folders(self, depth: int) -> Generator[tuple[str, Collection[str]]]:
+        """See `Tree.folders`."""
+        for path in self._below("", depth):
+            yield path, self.names(path)
+
     def open(self, path: str) -> BinaryIO:
         """See `Tree.open`."""
         above, _, name = path.rpartition("/")
@@ -111,6 +122,20 @@ class LocalTree:
     def at_work(self) -> Mapping[str, Shard | None]:
         """See `Tree.at_work`."""
         return at_work(self.root / PRIVATE)
+
+    def _below(self, above: str, depth: int) -> Iterator[str]:
+        directory = self._directory(above.rstrip("/"))
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if above + entry.name == PRIVATE or not entry.is_dir(follow_symlinks=False):
+                        continue
+                    if depth == 1:
+                        yield above + entry.name
+                    else:
+                        yield from self._below(f"{above}{entry.name}/", depth - 1)
+        finally:
+            os.close(directory)
 
     def _part(self, path: str) -> Part:
         def read(offset: int, length: int) -> bytes:

@@ -18,11 +18,16 @@ COMMANDS = {
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
     "status": "how far the run in progress is, or how the last one ended",
     "bag": "pack an archive that verifies as a BagIt bag, to hand it over",
-    "doctor": "check credentials, API, storage, clock and destination, and say what is wrong",
+    "doctor": "check credentials, API, storage, destination; say what is wrong",
     "manifest": "make a manifest from the API, check one, split one",
     "demo": "run the main job against an embedded simulator: start here",
     "simulate": "serve the simulated API and storage on loopback, until stopped",
+    "schema": "print the JSON Schema of a sidecar or a run's summary",
+    "completion": "print what makes a shell complete commands, options and files",
 }
+DESCRIPTION = (
+    "Bulk export of patients' insurance-card images from the Candid Health pre-encounter API."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,10 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="bulkfetch",
         usage="bulkfetch COMMAND [OPTIONS]",
-        description="Bulk export of patients' insurance-card images "
-        "from the Candid Health pre-encounter API.",
+        description=DESCRIPTION,
         epilog="commands:\n"
-        + "".join(f"  {name:<10} {what}\n" for name, what in COMMANDS.items())
+        + "".join(f"  {name:<11} {what}\n" for name, what in COMMANDS.items())
         + "\nexample:\n  bulkfetch demo\n  bulkfetch download --help",
     )
     parser.add_argument("--version", action="store_true", help="show the version and exit")

@@ -19,6 +19,7 @@ from bulkfetch.bag import (
     parse_label,
 )
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import ended_by_signals, say
 from bulkfetch.cli.verify import Telling, advise, files_bar, processes
 from bulkfetch.limits import usable_cores
@@ -50,7 +51,8 @@ def run(argv: Sequence[str]) -> int:
     return 0 if report.bag else 1
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "bag",
         "Pack an archive as a BagIt 1.0 bag (RFC 8493), to hand it over. Each file is read once,\n"
@@ -85,6 +87,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--json", action="store_true",
         help="a line for each finding on standard output; what was made last",
     )  # fmt: skip
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = command_line()
     given = parser.parse_args(argv)
     if given.to is None and (given.copy or given.processes):
         parser.error("--copy and --processes go with --to: leave them out")

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from bulkfetch import logs
 from bulkfetch.cli import running
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import say
 from bulkfetch.cli.simulate import write_manifest
 from bulkfetch.errors import DestinationError
@@ -29,8 +30,8 @@ from bulkfetch.words import counted
 _PATIENTS_SHOWN = 3
 
 
-def run(argv: Sequence[str]) -> int:
-    """Make an archive of synthetic cards, and show it."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "demo",
         "Start the simulator, run the main job against it, and show what lands on disk.\n"
@@ -44,6 +45,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--patients", type=int, default=200, metavar="N", help="how many patients [200]"
     )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make an archive of synthetic cards, and show it."""
+    parser = command_line()
     given = parser.parse_args(argv)
     if given.patients < 1:
         parser.error("--patients: there must be at least one")

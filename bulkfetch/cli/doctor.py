@@ -16,6 +16,7 @@ from bulkfetch.cli.options import (
     command_parser,
     given_options,
 )
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import heeding_signals, say
 from bulkfetch.doctor import BY_DEFAULT, Check, Setting, Setup, State, Sums, examine, set_up
 from bulkfetch.words import counted
@@ -25,8 +26,8 @@ _WIDTH = 96
 _INDENT = " " * 9
 
 
-def run(argv: Sequence[str]) -> int:
-    """Check all that a run needs, and say what is wrong."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "doctor",
         "Check all that a run needs: settings, credentials, DNS, TLS, clock, API, storage,\n"
@@ -45,6 +46,12 @@ def run(argv: Sequence[str]) -> int:
         help="whose images to ask for; by default those of one whom the API lists",
     )
     add_options(parser, DoctorSettings)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check all that a run needs, and say what is wrong."""
+    parser = command_line()
     namespace = parser.parse_args(argv)
     setup = set_up(DoctorSettings, given_options(namespace, "patient"))
     logs.configure(setup.settings.log_level, setup.settings.log_format)

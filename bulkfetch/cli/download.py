@@ -18,6 +18,7 @@ from bulkfetch.cli.options import (
     command_parser,
     given_options,
 )
+from bulkfetch.cli.parser import Parser
 from bulkfetch.errors import BulkfetchError, ConfigurationError
 from bulkfetch.logs import Event, LogFormat, about
 from bulkfetch.manifest import STANDARD_INPUT, Manifest, ManifestFormat
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Fetch every image of the patients in a manifest."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "download",
         "Fetch every image of the patients in a manifest into an archive.\n"
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         [
             "bulkfetch download patients.csv --out archive",
             "bulkfetch download patients.csv --out archive --environment staging --dry-run",
-            "zcat patients.txt.gz | bulkfetch download - --manifest-format txt -o archive --json",
+            "zcat ids.txt.gz | bulkfetch download - --manifest-format txt -o archive",
         ],
         arguments="MANIFEST --out DEST",
     )
@@ -50,6 +51,12 @@ def run(argv: Sequence[str]) -> int:
         help="a .csv, .tsv, .txt, .jsonl (each also .gz) or .parquet file; - for standard input",
     )
     add_options(parser, DownloadSettings)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Fetch every image of the patients in a manifest."""
+    parser = command_line()
     namespace = parser.parse_args(argv)
     try:
         settings = load(DownloadSettings, given_options(namespace, "manifest"))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic.fields import FieldInfo
 
 from bulkfetch.cli.parser import Parser
@@ -25,6 +26,7 @@ from bulkfetch.settings import (
     Settings,
     path_text,
 )
+from bulkfetch.settings.values import Known
 
 
 class ShownConnection(Connection):
@@ -68,7 +70,7 @@ class DoctorSettings(DownloadSettings):
     )
 
 
-def add_options(parser: argparse.ArgumentParser, settings_type: type[Connection]) -> None:
+def add_options(parser: Parser, settings_type: type[Connection]) -> None:
     """Add an option for each field that is one; only those given end up in the namespace."""
     options = {
         name: option
@@ -103,6 +105,7 @@ def add_options(parser: argparse.ArgumentParser, settings_type: type[Connection]
             )
         else:
             several = get_origin(field.annotation) is tuple
+            parser.words[key] = _words(field)
             groups[option.group].add_argument(
                 *flags,
                 metavar=option.metavar,
@@ -137,6 +140,15 @@ ENVIRONMENT_NOTE = (
     f"Credentials are no options: set {ENV_PREFIX}CLIENT_ID and {ENV_PREFIX}CLIENT_SECRET\n"
     f"(or {ENV_PREFIX}CLIENT_SECRET_FILE), or {ENV_PREFIX}TOKEN (or {ENV_PREFIX}TOKEN_FILE)."
 )
+
+
+def _words(field: FieldInfo) -> Sequence[str]:
+    """Return what a field may be, or is likely to be; nothing where it may be anything."""
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, StrEnum):
+            return list(kind)
+    checks = (item.func for item in field.metadata if isinstance(item, AfterValidator))
+    return next((check.names for check in checks if isinstance(check, Known)), ())
 
 
 def _default(field: FieldInfo) -> str:

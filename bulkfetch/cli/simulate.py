@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import program, say
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.simulator import KINDS, TARGETS, Simulator, SimulatorConfig, parse_fault
@@ -35,8 +36,8 @@ _OPTIONS = (
 )
 
 
-def run(argv: Sequence[str]) -> int:
-    """Serve the simulator until Ctrl-C or SIGTERM."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "simulate",
         "Serve the pre-encounter API, its token endpoint and the storage behind signed URLs\n"
@@ -66,12 +67,18 @@ def run(argv: Sequence[str]) -> int:
         "for the first COUNT for each resource; repeatable",
     )
     kinds = {f"{name}=VALUE" if k.needs_value else name: k.help for name, k in KINDS.items()}
-    kinds["400 to 599"] = "answers with this status; a value is its Retry-After, seconds or date"
+    kinds["400 to 599"] = "answers with this status; a value is its Retry-After"
     listed = "".join(f"  {name:<16}{what}\n" for name, what in kinds.items())
     parser.epilog = f"{parser.epilog}\nkinds of faults:\n{listed}"
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE", help="write a CSV manifest of all the patients"
     )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve the simulator until Ctrl-C or SIGTERM."""
+    parser = command_line()
     namespace = vars(parser.parse_args(argv))
     manifest = namespace.pop("manifest")
     try:

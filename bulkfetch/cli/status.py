@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 
 from bulkfetch.cli import running
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.logs import plain, redact
 from bulkfetch.models import PatientSums
 from bulkfetch.progress import size_text, time_text
@@ -26,8 +27,8 @@ _LABEL_WIDTH = 11
 _MOST_MISSING = 10
 
 
-def run(argv: Sequence[str]) -> int:
-    """Tell how far a run is, or how the last one ended."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "status",
         "Tell how far the run in progress is, from another terminal, or how the last one ended.\n"
@@ -51,6 +52,12 @@ def run(argv: Sequence[str]) -> int:
         action="store_true",
         help="a line for a program, on standard output, instead of words; with --watch many",
     )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Tell how far a run is, or how the last one ended."""
+    parser = command_line()
     given = parser.parse_args(argv)
     screen = _Screen()
     try:

@@ -14,6 +14,7 @@ from typing import Never, Self
 from tqdm import tqdm
 
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import say
 from bulkfetch.limits import usable_cores
 from bulkfetch.logs import plain
@@ -27,8 +28,8 @@ from bulkfetch.words import counted
 _TOLD_OF_A_KIND = 20
 
 
-def run(argv: Sequence[str]) -> int:
-    """Verify an archive, and say what is wrong with it."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "verify",
         "Re-read an archive and prove it: every sidecar against its file, the journals against\n"
@@ -69,6 +70,12 @@ def run(argv: Sequence[str]) -> int:
         action="store_true",
         help="on standard output: each finding, each row that lacks images, and last the sums",
     )
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Verify an archive, and say what is wrong with it."""
+    parser = command_line()
     given = parser.parse_args(argv)
     if given.seed is not None and given.sample is None:
         parser.error("--seed goes with --sample: leave it out")

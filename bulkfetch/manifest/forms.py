@@ -88,9 +88,9 @@ def csv_rows(lines: Lines, delimiter: str) -> Iterator[Row]:
 
 
 def jsonl_rows(lines: Lines) -> Iterator[Row]:
-    """One JSON object a line; of a key given twice the last counts; NaN and Infinity are no JSON.
+    r"""One JSON object a line; of a key given twice the last counts; NaN and Infinity are no JSON.
 
-    Lone surrogates (a `\\ud800` without its other half) are bad, since no file can hold them.
+    Lone surrogates (a `\ud800` without its other half) are bad, since no file can hold them.
     """
     for text in lines:
         if fault := lines.end_row():

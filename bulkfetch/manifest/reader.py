@@ -205,11 +205,13 @@ class Problems:
         self._count = 0
 
     def add(self, line: int, what: str) -> None:
+        """Take what is wrong with a line."""
         self._count += 1
         if self._count <= MAX_PROBLEMS:
             self._lines.append(f"{self._name}:{line}: {what}")
 
     def raise_if_any(self) -> None:
+        """Raise `ManifestError` with all of them."""
         if not self._count:
             return
         more = self._count - len(self._lines)

@@ -20,6 +20,7 @@ from bulkfetch.journal import Failure, Tally
 from bulkfetch.logs import Event, about
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ManifestRow
+from bulkfetch.outcomes import Outcome
 from bulkfetch.pipeline.patients import seats_of
 from bulkfetch.pipeline.wire import (
     Borrow,
@@ -50,13 +51,14 @@ class Ties:
 
     `ended` is told how each patient failed, or None; `died`, when the member ended early, those
     that it was at, those that it had not begun, and how it ended; `fail` what ends the run;
-    `changed` that something is new.
+    `tell` outcomes, if they are wanted; `changed` that something is new.
     """
 
     tokens: Tokens
     ended: Callable[[ManifestRow, Failure | None], None]
     died: Callable[[Sequence[ManifestRow], Sequence[ManifestRow], str], None]
     fail: Callable[[BulkfetchError], None]
+    tell: Callable[[Sequence[Outcome]], None] | None
     changed: Callable[[], None]
 
 
@@ -228,6 +230,8 @@ class Member:
         failures = dict(report.failures)
         for line in report.ended:
             self._ties.ended(self._in_hand.pop(line), failures.get(line))
+        if self._ties.tell:
+            self._ties.tell(report.outcomes)
         self._ties.changed()
 
     async def _lend(self, channel: Channel, wish: Borrow) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bulkfetch.api import API
-from bulkfetch.archive import Archive
+from bulkfetch.archive import OpenArchive
 from bulkfetch.breaker import Breaker
 from bulkfetch.errors import (
     BadResponseError,
@@ -151,7 +151,7 @@ class Patients:
         self,
         settings: Settings,
         services: Services,
-        archive: Archive,
+        archive: OpenArchive,
         recorder: Recorder,
         *,
         run_id: str,

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from bulkfetch import chain
 from bulkfetch._version import __version__
-from bulkfetch.archive import Archive, files
+from bulkfetch.archive import OpenArchive, files
 from bulkfetch.errors import BulkfetchError
 from bulkfetch.journal import Failure, FailuresFile, Journal, Tally
 from bulkfetch.manifest import ManifestFacts
@@ -25,7 +25,7 @@ class Record:
 
     def __init__(
         self,
-        archive: Archive,
+        archive: OpenArchive,
         settings: Settings,
         facts: ManifestFacts,
         *,

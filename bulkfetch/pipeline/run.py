@@ -21,7 +21,7 @@ from yarl import URL
 
 from bulkfetch._version import __version__
 from bulkfetch.api import API, Tokens
-from bulkfetch.archive import Archive, Destination, Identity
+from bulkfetch.archive import Destination, Identity, OpenArchive
 from bulkfetch.errors import (
     BulkfetchError,
     ConfigurationError,
@@ -36,6 +36,7 @@ from bulkfetch.logs import Event, about
 from bulkfetch.manifest import Manifest, ManifestFacts
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
+from bulkfetch.outcomes import Outcomes
 from bulkfetch.pipeline.cluster import Cluster
 from bulkfetch.pipeline.crew import Engine, Member, Ties, without_credentials
 from bulkfetch.pipeline.patients import GRACE_S, Patients, Services
@@ -57,6 +58,8 @@ log = logging.getLogger(__name__)
 class Run:
     """One run over a checked manifest; `await run()` once. A dry one calls `foreseen` for each row.
 
+    Whoever reads `outcomes` is to call their `end`: what waits to be read holds the run up.
+
     Raises `ConfigurationError` where options are of another engine than the one that is chosen.
 
     Attributes:
@@ -72,6 +75,7 @@ class Run:
         *,
         progress: Progress | None = None,
         foreseen: Callable[[PatientForecast], None] = lambda _: None,
+        outcomes: Outcomes | None = None,
         grace_s: float = GRACE_S,
     ) -> None:
         self._manifest = manifest
@@ -81,6 +85,8 @@ class Run:
         self._destination = Destination(settings.out)
         self._progress = progress or NoProgress()
         self._foreseen = foreseen
+        self._outcomes = outcomes
+        self._tell = outcomes.tell if outcomes else None
         self._grace_s = grace_s
         self._started_at = datetime.now(UTC)
         self.run_id = f"{self._started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -190,10 +196,10 @@ class Run:
                     summary = self._close(time.monotonic() - started)
         return summary
 
-    async def _open_archive(self, stack: AsyncExitStack, identity: Identity) -> Archive:
+    async def _open_archive(self, stack: AsyncExitStack, identity: Identity) -> OpenArchive:
         settings = self._settings
         if settings.dry_run:
-            forecaster = Forecaster(self._tally, self._foreseen)
+            forecaster = Forecaster(self._tally, self._foreseen, self._tell)
             self._recorder = self._forecaster = stack.enter_context(forecaster)
             return stack.enter_context(
                 self._destination.read_only(identity, self._services.keep_again)
@@ -216,11 +222,11 @@ class Run:
             processes=self._engine.processes,
             started_at=self._started_at,
         )
-        self._recorder = Recorder(self._tally, self._record.journal, self.run_id)
+        self._recorder = Recorder(self._tally, self._record.journal, self.run_id, self._tell)
         return archive
 
     def _helpers_for(
-        self, archive: Archive, identity: Identity, transport: Transport, tokens: Tokens
+        self, archive: OpenArchive, identity: Identity, transport: Transport, tokens: Tokens
     ) -> Sequence[Member]:
         if archive.writer is None or self._record is None:
             return []
@@ -235,12 +241,14 @@ class Run:
             head=self._record.journal.head,
             log_level=logging.getLogger("bulkfetch").getEffectiveLevel(),
             grace_s=self._grace_s,
+            tells_outcomes=self._tell is not None,
         )
         ties = Ties(
             tokens,
             ended=self._ended,
             died=partial(self._helper_died, archive),
             fail=self._fail,
+            tell=self._tell,
             changed=self._has_room.set,
         )
         return self._engine.crew(start, transport, ties)
@@ -270,6 +278,8 @@ class Run:
                     return
                 if self._record:
                     await self._record.drain()
+                if self._outcomes:
+                    await self._outcomes.room()
         except BulkfetchError as error:
             self._fail(error)
 
@@ -348,7 +358,7 @@ class Run:
 
     def _helper_died(
         self,
-        archive: Archive,
+        archive: OpenArchive,
         begun: Sequence[ManifestRow],
         waiting: Sequence[ManifestRow],
         how: str,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
 from bulkfetch._version import __version__
-from bulkfetch.archive import Archive
+from bulkfetch.archive import OpenArchive
 from bulkfetch.errors import TakenError, UnknownAccountError
 from bulkfetch.journal import Recorder
 from bulkfetch.logs import Event, about
@@ -44,7 +44,7 @@ class Inquiry:
         ask: Ask,
         search: Search,
         organizations: Callable[[], Awaitable[Sequence[str]]],
-        archive: Archive,
+        archive: OpenArchive,
         recorder: Recorder,
         *,
         settings: Settings,

@@ -23,6 +23,7 @@ from bulkfetch.journal import Failure, Tally
 from bulkfetch.logs import Event, Field, about
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ManifestRow
+from bulkfetch.outcomes import Outcome
 from bulkfetch.settings import Settings
 
 _LENGTH_BYTES = 8
@@ -37,6 +38,7 @@ class Start:
         number: of this process, from 2.
         head: the digest of the first line of the run's first journal, which this one's follows.
         log_level: as `logging` has it.
+        tells_outcomes: whether reports are to have them.
     """
 
     settings: Settings
@@ -47,6 +49,7 @@ class Start:
     head: str | None
     log_level: int
     grace_s: float
+    tells_outcomes: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,7 @@ class Report:
         in_flight: what is under way.
         kept_back: how many queries fewer it has in flight, since the API says that it is too much.
         outage: what it waits for, in words.
+        outcomes: since the last report, if they are wanted.
     """
 
     ended: Sequence[int]
@@ -104,6 +108,7 @@ class Report:
     in_flight: InFlight
     kept_back: int
     outage: str | None
+    outcomes: Sequence[Outcome]
     is_last: bool = False
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 
 from bulkfetch import logs
@@ -21,6 +21,7 @@ from bulkfetch.errors import BulkfetchError, unexpected
 from bulkfetch.journal import Failure, Journal, Recorder, Tally
 from bulkfetch.logs import Event, about
 from bulkfetch.models import ManifestRow
+from bulkfetch.outcomes import Outcome
 from bulkfetch.pipeline.patients import Patients, Services
 from bulkfetch.pipeline.wire import (
     Borrow,
@@ -68,6 +69,7 @@ class Worker:
         self._rows: deque[ManifestRow] = deque()
         self._ended: list[int] = []
         self._failures: list[tuple[int, Failure]] = []
+        self._outcomes: list[Outcome] = []
         self._is_due = asyncio.Event()
         self._lent: asyncio.Future[Token] | None = None
         self._is_last = False
@@ -102,7 +104,12 @@ class Worker:
                     settings,
                     self._services,
                     archive,
-                    Recorder(self._tally, journal, start.run_id),
+                    Recorder(
+                        self._tally,
+                        journal,
+                        start.run_id,
+                        self._tell if start.tells_outcomes else None,
+                    ),
                     run_id=start.run_id,
                     ended=self._patient_ended,
                     fail=self._fail,
@@ -193,10 +200,14 @@ class Worker:
             self._patients.in_flight,
             self._services.kept_back,
             self._services.outage,
+            self._outcomes,
             is_last,
         )
-        self._ended, self._failures = [], []
+        self._ended, self._failures, self._outcomes = [], [], []
         return report
+
+    def _tell(self, outcomes: Sequence[Outcome]) -> None:
+        self._outcomes += outcomes
 
     async def _borrow(self, refused: str | None, accepted: bool) -> Token:  # noqa: FBT001  as it is called
         self._lent = asyncio.get_running_loop().create_future()

@@ -129,6 +129,7 @@ class Connection(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the base class names it
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
     ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """See `BaseSettings`: the TOML file comes last."""
         sources = [init_settings, env_settings]
         given = init_settings()
         path = given["config"] if "config" in given else os.environ.get(f"{ENV_PREFIX}CONFIG")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -43,17 +43,19 @@ def _split(value: object) -> object:
     return value
 
 
-def _known(*names: str) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-    """Refuse what is nearly one of the names that the API has; it may add others at any time."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Refuses what is nearly one of the names that the API has; it may add others at any time."""
 
-    def check(words: tuple[str, ...]) -> tuple[str, ...]:
+    names: tuple[str, ...]
+
+    def __call__(self, words: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the words."""
         for word in words:
-            meant = difflib.get_close_matches(word.upper(), names, 1)
-            if meant and word.upper() not in names:
+            meant = difflib.get_close_matches(word.upper(), self.names, 1)
+            if meant and word.upper() not in self.names:
                 raise ValueError(f"must be as the API says it ({meant[0]}?)")
         return words
-
-    return check
 
 
 def _host_name(text: str) -> str:
@@ -125,8 +127,8 @@ HostNames = Annotated[
     tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
 ]
 PathText = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
-Sides = Annotated[Words, AfterValidator(_known("FRONT", "BACK"))]
-Statuses = Annotated[Words, AfterValidator(_known(UPLOADED, "PENDING", "FAILED"))]
+Sides = Annotated[Words, AfterValidator(Known(("FRONT", "BACK")))]
+Statuses = Annotated[Words, AfterValidator(Known((UPLOADED, "PENDING", "FAILED")))]
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
 Listening = Annotated[Address | None, NoDecode, BeforeValidator(_address)]
 Share = Annotated[Shard | None, NoDecode, BeforeValidator(_shard)]

@@ -102,8 +102,10 @@ _STATUS = _Kind("answers with this status", _ANY, _retry_after)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One rule. `rate` is a share from 0 to 1; `count` limits it to the first so many requests
-    for each resource, and None means all of them.
+    """One rule.
+
+    `rate` is a share from 0 to 1; `count` limits it to the first so many requests for each
+    resource, and None means all of them.
 
     Raises ValueError for what cannot be.
     """

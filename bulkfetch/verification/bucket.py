@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 from bulkfetch.archive import Identity
-from bulkfetch.archive.identity import IDENTITY_PATH
-from bulkfetch.errors import DestinationError
+from bulkfetch.archive.store_tree import Leaf, leaves_of
 from bulkfetch.paths import PRIVATE, parse_template
-from bulkfetch.stores.store import Object, Store
+from bulkfetch.stores.store import Store
 from bulkfetch.verification.beside import check_name
 from bulkfetch.verification.directory import StoreDirectory
 from bulkfetch.verification.findings import Checked, Kind, Sample
@@ -22,8 +21,6 @@ from bulkfetch.verification.source import Take
 # Directories that a thread takes at once; and such batches that wait for each thread.
 _TOGETHER = 8
 _AHEAD = 4
-
-_Leaf = tuple[str, dict[str, Object]]
 
 
 def check_bucket(
@@ -42,7 +39,9 @@ def check_bucket(
         DestinationError: it is not listed in order, or not whole.
     """
     elsewhere = Checked()
-    leaves = _leaves(store, len(parse_template(identity.path_template)), elsewhere)
+    leaves = leaves_of(
+        store, len(parse_template(identity.path_template)), partial(_check_elsewhere, elsewhere)
+    )
     batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
     check = partial(_check_batch, store, identity, sample, take)
     with ThreadPoolExecutor(threads, "verify") as pool:
@@ -65,7 +64,7 @@ def _check_batch(
     identity: Identity,
     sample: Sample | None,
     take: Take | None,
-    leaves: Sequence[_Leaf],
+    leaves: Sequence[Leaf],
 ) -> Checked:
     checked = Checked()
     for path, found in leaves:
@@ -73,34 +72,8 @@ def _check_batch(
     return checked
 
 
-def _leaves(store: Store, depth: int, elsewhere: Checked) -> Iterator[_Leaf]:
-    """Yield the directories of images, each with its objects; note what else there is."""
-    path, found = "", dict[str, Object]()
-    is_listing = False
-    for listed in store.objects():
-        is_listing = is_listing or listed.path == IDENTITY_PATH
-        *above, _ = parts = listed.path.split("/")
-        if parts[0] == PRIVATE:
-            check_name(listed.path, elsewhere)
-        elif len(above) < depth:
-            elsewhere.find(Kind.stray, listed.path, "nothing of an archive lies here")
-        else:
-            directory = "/".join(parts[:depth])
-            if directory != path:
-                if f"{directory}/" < f"{path}/":
-                    # Half a directory would be taken for a whole one.
-                    raise DestinationError(
-                        f"{store.url} is not listed in the order of names, as S3's directory "
-                        "buckets are not: copy it to another bucket, or to a disk, to verify it"
-                    )
-                if found:
-                    yield path, found
-                path, found = directory, {}
-            found["/".join(parts[depth:])] = listed
-    if found:
-        yield path, found
-    if not is_listing:
-        # A page of somebody else's with status 200 is read as an empty listing.
-        raise DestinationError(
-            f"{store.url} is not listed whole: {IDENTITY_PATH} is there, and in no list; try again"
-        )
+def _check_elsewhere(checked: Checked, path: str) -> None:
+    if path.partition("/")[0] == PRIVATE:
+        check_name(path, checked)
+    else:
+        checked.find(Kind.stray, path, "nothing of an archive lies here")

@@ -15,16 +15,13 @@ from bulkfetch.archive import Identity, files
 from bulkfetch.archive.look import parse_sidecar
 from bulkfetch.errors import ArchiveMismatchError, PathRefusedError
 from bulkfetch.models import FileInfo, ImageRecord, ManifestRow, Sidecar, UnlistedSidecar
-from bulkfetch.paths import safe_name
+from bulkfetch.paths import SIDECAR_NAME, safe_name
 from bulkfetch.plan import Place, place_of
 from bulkfetch.verification.directory import Directory, LocalDirectory
 from bulkfetch.verification.findings import Checked, Kind, Sample, Taken, key_of
 from bulkfetch.verification.source import ALGORITHMS, FoundError, Source, Take
 from bulkfetch.words import counted
 
-_SIDECAR = re.compile(
-    r"(?P<stem>.+\.v[0-9]+)(?:\.r(?P<revision>[2-9]|[1-9][0-9]+))?\.json", re.DOTALL
-)
 _PART = re.compile(r"\..+\.part", re.DOTALL)
 
 
@@ -89,7 +86,7 @@ class _Leaf:
         revisions: defaultdict[str, set[int]] = defaultdict(set)
         images: set[str] = set()
         for name, odd in self._directory.entries():
-            found = _SIDECAR.fullmatch(name)
+            found = SIDECAR_NAME.fullmatch(name)
             if odd:
                 self._odd.add(name)
                 self._find(odd[0], name, odd[1])

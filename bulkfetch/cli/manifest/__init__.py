@@ -8,16 +8,17 @@ import sys
 from collections.abc import Sequence
 
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 
 COMMANDS = {
-    "build": "make a manifest from the API: all patients, or those changed since a time",
+    "build": "make a manifest from the API: of all patients, or those changed since",
     "check": "read every row of a manifest, and name the bad ones; no network",
     "split": "make one manifest into several, for jobs of their own",
 }
 
 
-def run(argv: Sequence[str]) -> int:
-    """Do one of the commands about manifests."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "manifest",
         "Work with manifests.\n\n"
@@ -31,6 +32,12 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do one of the commands about manifests."""
+    parser = command_line()
     given = parser.parse_args(argv)
     if given.command is None:
         parser.print_help(sys.stderr)

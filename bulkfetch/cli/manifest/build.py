@@ -22,6 +22,7 @@ from bulkfetch.cli.options import (
     command_parser,
     given_options,
 )
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import say
 from bulkfetch.errors import ConfigurationError, FetchError, StatusError
 from bulkfetch.logs import Event, about
@@ -40,8 +41,8 @@ class BuildSettings(ShownConnection, Building):
     """The options of `manifest build`."""
 
 
-def run(argv: Sequence[str]) -> int:
-    """Make a manifest, and say what is in it."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "manifest build",
         "Make a manifest from the API: of all active patients, or with --since or --since-last of\n"
@@ -61,6 +62,12 @@ def run(argv: Sequence[str]) -> int:
         help="a .csv, .tsv, .txt, .jsonl (each also .gz) or .parquet file; - for standard output",
     )
     add_options(parser, BuildSettings)
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Make a manifest, and say what is in it."""
+    parser = command_line()
     namespace = parser.parse_args(argv)
     given = given_options(namespace, "manifest")
     settings = load(BuildSettings, given)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import say
 from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.words import counted
 
 
-def run(argv: Sequence[str]) -> int:
-    """Check a manifest and say what is in it."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "manifest check",
         "Read every row of a manifest, and name the bad ones. Uses no network.",
@@ -32,6 +33,12 @@ def run(argv: Sequence[str]) -> int:
         "--allow-empty", action="store_true", help="a manifest without rows is no error"
     )
     parser.add_argument("--json", action="store_true", help="what was found, on standard output")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Check a manifest and say what is in it."""
+    parser = command_line()
     given = parser.parse_args(argv)
     with Manifest(given.manifest, given.manifest_format, allow_empty=given.allow_empty) as manifest:
         facts = manifest.check()

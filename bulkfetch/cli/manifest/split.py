@@ -7,14 +7,15 @@ from pathlib import Path
 
 from bulkfetch.building import split_manifest
 from bulkfetch.cli.options import command_parser
+from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import say
 from bulkfetch.logs import plain
 from bulkfetch.manifest import ManifestFormat
 from bulkfetch.words import counted
 
 
-def run(argv: Sequence[str]) -> int:
-    """Split a manifest, and say how many rows each share has."""
+def command_line() -> Parser:
+    """Return what reads this command's command line."""
     parser = command_parser(
         "manifest split",
         "Make one manifest into several, by the patient's ID: the same shares as those of\n"
@@ -32,6 +33,12 @@ def run(argv: Sequence[str]) -> int:
         help=f"where the ending does not tell: {', '.join(ManifestFormat)}",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the sums, on standard output")
+    return parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Split a manifest, and say how many rows each share has."""
+    parser = command_line()
     given = parser.parse_args(argv)
     split = split_manifest(given.manifest, given.shards, given.to, given.manifest_format)
     for path, rows in split.shares.items():
