@@ -130,10 +130,10 @@ class LeftError(Exception):
 
 
 async def leave(how: str, processes: int) -> None:
-    """Begin a run, and leave its loop at the first patient."""
+    """Begin a run, and leave its loop at the first patient who has an image."""
     async with aclosing(begun(processes=processes, download_concurrency=4)) as run:
         async for outcome in run:
-            if isinstance(outcome, PatientEnded):
+            if isinstance(outcome, ImageEnded) and outcome.outcome == "downloaded":
                 if how == "break":
                     break
                 if how == "exception":

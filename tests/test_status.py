@@ -357,7 +357,7 @@ def test_a_run_that_is_not_heard_of_is_no_success(archive: Path) -> None:
     assert status["runs"][0]["silent_s"] >= 90
     assert status["left_s"] is None
     assert not any(status["rate"].values())
-    assert "not heard of for 1 min 3" in bulkfetch("status", archive).err
+    assert re.search("not heard of for [1-9][0-9]* min", bulkfetch("status", archive).err)
 
 
 def test_a_clock_that_was_set_back_makes_no_negative_number(archive: Path) -> None:

@@ -11,7 +11,6 @@ import itertools
 import logging
 import secrets
 import time
-from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -39,6 +38,7 @@ from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
 from bulkfetch.outcomes import Outcomes
 from bulkfetch.pipeline.cluster import Cluster
 from bulkfetch.pipeline.crew import Engine, Member, Ties, without_credentials
+from bulkfetch.pipeline.dealing import Dealer, in_batches
 from bulkfetch.pipeline.patients import GRACE_S, Patients, Services
 from bulkfetch.pipeline.processes import Processes
 from bulkfetch.pipeline.record import Record
@@ -48,7 +48,6 @@ from bulkfetch.settings import EngineName, Settings
 from bulkfetch.transport import Transport, connect
 from bulkfetch.words import counted
 
-_ROWS_AT_ONCE = 256
 _SHOW_EVERY_S = 0.1
 _LOOK_EVERY_S = 1.0
 
@@ -93,8 +92,6 @@ class Run:
         self._tally = Tally(facts.distinct)
         self._main: asyncio.Task[Summary] | None = None
         self._working = False
-        self._stopping = False
-        self._has_room = asyncio.Event()
         self._signal_status: int | None = None
         self.fatal: BulkfetchError | None = None
         self._services: Services
@@ -103,11 +100,7 @@ class Run:
         self._forecaster: Forecaster | None = None
         self._here: Patients
         self._helpers: Sequence[Member] = []
-        self._crew: list[Patients | Member] = []
-        # What members that died had in hand, and is to be given to others.
-        self._returned: deque[ManifestRow] = deque()
-        # By a row's line, how many members died with it in hand.
-        self._deaths: Counter[int] = Counter()
+        self._dealer = Dealer()
 
     def interrupt(self, exit_status: int) -> None:
         """End the run early: the first time in order, the second time at once.
@@ -182,9 +175,8 @@ class Run:
                     grace_s=self._grace_s,
                 )
                 self._helpers = self._helpers_for(archive, identity, transport, tokens)
-                self._crew = [*self._helpers]
-                if engine.first_takes_part:
-                    self._crew.insert(0, self._here)
+                own = [self._here] if engine.first_takes_part else []
+                self._dealer.crew = [*own, *self._helpers]
                 try:
                     self._working = True
                     if first is not None:
@@ -249,7 +241,7 @@ class Run:
             died=partial(self._helper_died, archive),
             fail=self._fail,
             tell=self._tell,
-            changed=self._has_room.set,
+            changed=self._dealer.look,
         )
         return self._engine.crew(start, transport, ties)
 
@@ -267,14 +259,14 @@ class Run:
             else:
                 rows = itertools.chain([first], rows)
             await self._deal_out(rows)
-            await self._deal_again()
+            await self._dealer.deal_again(self._helpers)
             for helper in self._helpers:
                 helper.order(Order.finish)
 
     async def _deal_out(self, rows: Iterator[ManifestRow]) -> None:
         try:
-            async for row in _in_batches(rows):
-                if not await self._deal(row):
+            async for row in in_batches(rows):
+                if not await self._dealer.deal(row):
                     return
                 if self._record:
                     await self._record.drain()
@@ -282,25 +274,6 @@ class Run:
                     await self._outcomes.room()
         except BulkfetchError as error:
             self._fail(error)
-
-    async def _deal_again(self) -> None:
-        """Give what the dead had in hand to others, until no one has anything in hand."""
-        while not self._stopping and (self._returned or any(h.is_busy for h in self._helpers)):
-            self._has_room.clear()
-            if self._returned:
-                await self._deal(self._returned.popleft())
-            else:
-                await self._has_room.wait()
-
-    async def _deal(self, row: ManifestRow) -> bool:
-        """Give a row to who can begin with it soonest, or return False when the run is to stop."""
-        while not self._stopping:
-            if (least_busy := max(self._crew, key=lambda one: (one.has_room, one.free))).has_room:
-                least_busy.begin(row)
-                return True
-            self._has_room.clear()
-            await self._has_room.wait()
-        return False
 
     @asynccontextmanager
     async def _shown(self) -> AsyncIterator[None]:
@@ -329,14 +302,14 @@ class Run:
         """Return the sums of all processes, and what they have under way."""
         tally = sum((helper.tally for helper in self._helpers), self._tally)
         processes: list[Services | Member] = [self._services, *self._helpers]
-        tally.in_flight = sum((one.in_flight for one in self._crew), InFlight())
+        tally.in_flight = sum((one.in_flight for one in self._dealer.crew), InFlight())
         tally.kept_back = sum(process.kept_back for process in processes)
         outage = next((process.outage for process in processes if process.outage), None)
         tally.is_paused = outage is not None
         tally.hindrance = outage
         if self._signal_status is not None:
             tally.hindrance = f"interrupted: ends within {self._grace_s:.0f} s"
-        elif outage is None and not self._crew:
+        elif outage is None and not self._dealer.crew:
             tally.hindrance = "waiting for the API's first answer"
         elif outage is None and tally.kept_back:
             limit = self._settings.query_concurrency - tally.kept_back
@@ -345,7 +318,7 @@ class Run:
 
     def _ended(self, row: ManifestRow, failure: Failure | None) -> None:
         """See to what a patient's end means for the run, whichever process had it."""
-        self._has_room.set()
+        self._dealer.look()
         if failure is None:
             return
         if self._record:
@@ -365,7 +338,7 @@ class Run:
     ) -> None:
         """See to what a process that ended early had in hand."""
         archive.process_died()
-        if self._stopping:
+        if self._dealer.is_stopped:
             return
         log.error(
             "a process of this run died (%s) with %s in hand",
@@ -373,12 +346,7 @@ class Run:
             counted(len(begun), "patient"),
             extra=about(Event.process_died, how=how, patients=len(begun)),
         )
-        self._returned += waiting
-        for row in begun:
-            self._deaths[row.line] += 1
-            if self._deaths[row.line] < self._engine.lives:
-                self._returned.append(row)
-                continue
+        for row in self._dealer.take_back(begun, waiting, self._engine.lives):
             error = ProcessDiedError(f"the process that had it in hand died ({how})")
             self._ended(row, self._recorder.patient(row, [], {}, error, reached=False))
 
@@ -388,9 +356,8 @@ class Run:
         self._stop()
 
     def _stop(self) -> None:
-        if not self._stopping:
-            self._stopping = True
-            self._has_room.set()
+        if not self._dealer.is_stopped:
+            self._dealer.stop()
             if self._working:
                 self._here.stop()
             for helper in self._helpers:
@@ -465,10 +432,3 @@ def _engine_for(settings: Settings, patients: int) -> Engine:
     if is_ray and not settings.dry_run:
         return Cluster(settings)
     return Processes(settings, processes_for(settings, patients))
-
-
-async def _in_batches(rows: Iterator[ManifestRow]) -> AsyncIterator[ManifestRow]:
-    """Yield rows that a thread reads, some hundred at a time."""
-    while batch := await asyncio.to_thread(lambda: list(itertools.islice(rows, _ROWS_AT_ONCE))):
-        for row in batch:
-            yield row
