@@ -45,6 +45,7 @@ class Tally:
     Attributes:
         total: patients in the manifest, or in the share of it that somebody else does not count.
         kinds: patients that failed, by the kind of their first error.
+        retried: what was tried again, by the kind of the error.
         listed_again: images that an earlier row of the run had brought to the archive.
         hindrance: what holds the run up, in words; None when nothing does.
     """
@@ -53,6 +54,7 @@ class Tally:
         self.total = total
         self.patients: Counter[PatientState] = Counter()
         self.kinds: Counter[str] = Counter()
+        self.retried: Counter[str] = Counter()
         self.images: Counter[ImageOutcome] = Counter()
         self.unlisted: Counter[Unlisted] = Counter()
         self.listed = 0
@@ -65,6 +67,7 @@ class Tally:
         both = Tally(self.total + other.total)
         both.patients = self.patients + other.patients
         both.kinds = self.kinds + other.kinds
+        both.retried = self.retried + other.retried
         both.images = self.images + other.images
         both.unlisted = self.unlisted + other.unlisted
         both.listed = self.listed + other.listed
@@ -311,6 +314,7 @@ class Recorder:
             outcome=end.outcome,
             directory=end.item.place.directory,
             bytes=end.size_bytes or None,
+            seconds=end.seconds,
             sidecar=end.sidecar,
             revision=end.item.revision if end.sidecar and end.item.revision > 1 else None,
             **_error_fields(end.error),

@@ -12,6 +12,7 @@ import email.utils
 import logging
 import mmap
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from datetime import UTC
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -98,13 +99,17 @@ class Budget:
 
 
 class Retry:
-    """Calls something again while it fails with what may pass."""
+    """Calls something again while it fails with what may pass.
+
+    `retried` is where that is counted, by the kind of the error.
+    """
 
     def __init__(
         self,
         retries: int,
         budget: Retries,
         breaker: Breaker,
+        retried: Counter[str] | None = None,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -112,6 +117,7 @@ class Retry:
         self._retries = retries
         self._budget = budget
         self._breaker = breaker
+        self._retried = Counter[str]() if retried is None else retried
         self._sleep = sleep
         self._uniform = uniform
 
@@ -151,6 +157,8 @@ class Retry:
 
         def tell(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, FetchError):
+                self._retried[error.kind] += 1
             wait_s = state.next_action.sleep if state.next_action else 0.0
             log.info("%s: %s; trying again in %.1f s", what, error, wait_s)
 

@@ -92,6 +92,7 @@ class Snapshot(BaseModel):
     images: ImageSums
     bytes: int
     retries: int
+    retried_by_kind: dict[str, int] = Field(default_factory=dict)
     failed_by_kind: dict[str, int]
     in_flight: InFlight
     rate: Rate
@@ -174,6 +175,7 @@ class SnapshotFile:
             images=tally.image_sums(),
             bytes=tally.bytes,
             retries=retries,
+            retried_by_kind=dict(sorted(tally.retried.items())),
             failed_by_kind=dict(sorted(tally.kinds.items())),
             in_flight=in_flight,
             rate=rate,

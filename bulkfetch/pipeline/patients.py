@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -51,7 +54,10 @@ def seats_of(settings: Settings) -> int:
 
 
 class Services:
-    """The API and the storage, as one process of a run talks to them."""
+    """The API and the storage, as one process of a run talks to them.
+
+    `retried` is where retries are counted, by the kind of the error.
+    """
 
     def __init__(
         self,
@@ -59,6 +65,7 @@ class Services:
         transport: Transport,
         api: API,
         budget: Retries,
+        retried: Counter[str],
         *,
         is_first: bool = True,
     ) -> None:
@@ -70,7 +77,7 @@ class Services:
             for name in ("the API", "the storage", "the destination")
         ]
         self._query_again, self.fetch_again, self.keep_again = (
-            Retry(settings.retries, budget, breaker) for breaker in self._breakers
+            Retry(settings.retries, budget, breaker, retried) for breaker in self._breakers
         )
 
     @property
@@ -331,6 +338,7 @@ class Patients:
         return items, holdings.others
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
+        began = time.monotonic()
         try:
             end = await self._download(item)
         except FetchError as error:
@@ -345,7 +353,8 @@ class Patients:
         except BulkfetchError as fatal:
             self._fail(fatal)
             return
-        ended[number] = self._recorder.image(end)
+        seconds = round(time.monotonic() - began, 3)
+        ended[number] = self._recorder.image(replace(end, seconds=seconds))
 
 
 def _is_of_the_host(error: FetchError) -> bool:

@@ -138,7 +138,9 @@ class Run:
             async with connect(share) as transport:
                 tokens = Tokens(transport, settings.auth_base_url, credentials)
                 api = API(transport, settings.api_base_url, tokens)
-                self._services = Services(share, transport, api, engine.retries)
+                self._services = Services(
+                    share, transport, api, engine.retries, self._tally.retried
+                )
                 rows = self._manifest.rows()
                 first = next(rows, None)
                 answer = None if first is None else await self._services.first_answer(first)
@@ -382,6 +384,7 @@ class Run:
             images=images,
             bytes=tally.bytes,
             retries=self._engine.retries.count,
+            retried_by_kind=dict(sorted(tally.retried.items())),
             failed_by_kind=dict(sorted(tally.kinds.items())),
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,

@@ -86,7 +86,9 @@ class Worker:
         start, settings = self._start, self._start.settings
         async with connect(settings) as transport:
             api = API(transport, settings.api_base_url, LentTokens(self._borrow))
-            self._services = Services(settings, transport, api, self._retries, is_first=False)
+            self._services = Services(
+                settings, transport, api, self._retries, self._tally.retried, is_first=False
+            )
             with Destination(settings.out).join(
                 start.run_id,
                 start.identity,
