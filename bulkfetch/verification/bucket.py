@@ -42,7 +42,7 @@ def check_bucket(
         DestinationError: it is not listed in order, or not whole.
     """
     elsewhere = Checked()
-    leaves = _leaves(store, len(parse_template(identity.path_template)), elsewhere)
+    leaves = leaves_of(store, len(parse_template(identity.path_template)), elsewhere)
     batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
     check = partial(_check_batch, store, identity, sample, take)
     with ThreadPoolExecutor(threads, "verify") as pool:
@@ -73,7 +73,7 @@ def _check_batch(
     return checked
 
 
-def _leaves(store: Store, depth: int, elsewhere: Checked) -> Iterator[_Leaf]:
+def leaves_of(store: Store, depth: int, elsewhere: Checked) -> Iterator[_Leaf]:
     """Yield the directories of images, each with its objects; note what else there is."""
     path, found = "", dict[str, Object]()
     is_listing = False
