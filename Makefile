@@ -55,7 +55,7 @@ clean:  ## remove what was built, and the environment
 	$(PYTHON) -m venv --without-pip .venv
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check \
 		--constraint constraints.txt pip
-	$(PIP) --editable '.[cloud,parquet]'
+	$(PIP) --editable '.[cloud,parquet,report]'
 	@touch $@
 
 .venv/.dev: .venv/.runtime

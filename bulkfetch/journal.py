@@ -343,6 +343,7 @@ class Recorder:
             outcome=end.outcome,
             directory=end.item.place.directory,
             bytes=end.size_bytes or None,
+            seconds=end.seconds,
             sidecar=end.sidecar,
             revision=end.item.revision if end.sidecar and end.item.revision > 1 else None,
             **_error_fields(end.error),

@@ -369,12 +369,13 @@ class Summary(_Frozen):
     """What a run did; the sums balance.
 
     `head` is the digest of the last line of the run's first journal, which stands for all that it
-    recorded (see `bulkfetch.chain`); None where nothing was written. `unlisted` are the images in
-    the archive that were found to be no longer listed, by what became of them; `listed_again` those
-    that an earlier row brought. `failures` is the path of the manifest of what failed, None where
-    nothing did; `failed_by_kind` counts the same patients by the kind of their first error. Of a
-    `shard`, the sums are those of its own rows. `manifest_sha256` is of the manifest's file, as it
-    was read. A dry run tells what is `to_fetch`.
+    recorded (see `bulkfetch.chain`); None where nothing was written. `retried_by_kind` counts the
+    same `retries` by the kind of the error. `unlisted` are the images in the archive that were
+    found to be no longer listed, by what became of them; `listed_again` those that an earlier row
+    brought. `failures` is the path of the manifest of what failed, None where nothing did;
+    `failed_by_kind` counts the same patients by the kind of their first error. Of a `shard`, the
+    sums are those of its own rows. `manifest_sha256` is of the manifest's file, as it was read. A
+    dry run tells what is `to_fetch`.
     """
 
     run_id: str
@@ -390,6 +391,7 @@ class Summary(_Frozen):
     images: ImageSums
     bytes: int
     retries: int
+    retried_by_kind: dict[str, int] = Field(default_factory=dict)
     failed_by_kind: dict[str, int] = Field(default_factory=dict)
     head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)

@@ -123,7 +123,8 @@ class Item:
 class Ended:
     """How one image ended; `item` is as it was in the end.
 
-    `sidecar` is the SHA-256 of the sidecar that was written, in hex; None where none was.
+    `sidecar` is the SHA-256 of the sidecar that was written, in hex; None where none was. `seconds`
+    is how long it took, waits for another try too; None where nothing was to be done.
     """
 
     outcome: ImageOutcome
@@ -131,6 +132,7 @@ class Ended:
     size_bytes: int = 0
     sidecar: str | None = None
     error: FetchError | None = None
+    seconds: float | None = None
 
 
 def place_of(record: ImageRecord, row: ManifestRow, path_template: str = DEFAULT_TEMPLATE) -> Place:

@@ -50,6 +50,7 @@ class Snapshot(BaseModel):
     images: ImageSums
     bytes: int
     retries: int
+    retried_by_kind: dict[str, int] = Field(default_factory=dict)
     failed_by_kind: dict[str, int]
     in_flight: InFlight
     rate: Rate
@@ -109,6 +110,7 @@ class SnapshotFile:
             images=tally.image_sums(),
             bytes=tally.bytes,
             retries=retries,
+            retried_by_kind=dict(sorted(tally.measures.retries.items())),
             failed_by_kind=dict(sorted(tally.kinds.items())),
             in_flight=tally.in_flight,
             rate=self._speed.rate,

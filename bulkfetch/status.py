@@ -118,11 +118,22 @@ def look(out: str) -> Status:
         return _Look(tree).status()
 
 
+def history(tree: Tree) -> tuple[Status, list[RunStatus]]:
+    """Return how far the runs are, and every run, those at work first and then the newest.
+
+    Raises:
+        OSError: the archive cannot be read at all.
+    """
+    every = _Look(tree)
+    runs = list(every.every())
+    return _Look(tree).status().model_copy(update={"problems": every.problems}), runs
+
+
 class _Look:
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
         self._now = datetime.now(UTC)
-        self._problems: list[str] = []
+        self.problems: list[str] = []
 
     def status(self) -> Status:
         found = self._newest()
@@ -152,12 +163,12 @@ class _Look:
             shards=shard.shares if shard else None,
             missing_shards=missing,
             runs=found,
-            problems=self._problems,
+            problems=self.problems,
         )
 
     def _newest(self) -> list[RunStatus]:
         """Return the newest run, or the newest of each shard where it is a shard's."""
-        runs = self._runs()
+        runs = self.every()
         newest = next(runs, None)
         if newest is None or newest.shard is None:
             return [newest] if newest else []
@@ -180,7 +191,7 @@ class _Look:
         working = self._tree.at_work().items()
         return {run_id: shard for run_id, shard in working if RUN_ID.fullmatch(run_id)}
 
-    def _runs(self) -> Iterator[RunStatus]:
+    def every(self) -> Iterator[RunStatus]:
         """Yield the runs at work, then the others, the newest first."""
         # In this order, so that a run that begins or ends meanwhile is not taken for a killed one.
         try:
@@ -190,7 +201,7 @@ class _Look:
         working = self._working()
         strays = sorted(name for name in names if not RUN_ID.fullmatch(name))
         if strays:
-            self._problems.append(
+            self.problems.append(
                 f"{RUNS}: no run's: {counted(len(strays), 'name')}, such as {strays[0]}"
             )
         ids = {*names, *working} - {*strays}
@@ -204,7 +215,7 @@ class _Look:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._problems.append(f"{RUNS}/{run_id}: {_words(error)}")
+                self.problems.append(f"{RUNS}/{run_id}: {_words(error)}")
                 continue
             yield found
 
@@ -225,7 +236,7 @@ class _Look:
         if run_id in working:
             return _running(run_id, working[run_id], progress, self._now)
         if progress is None and (progress := _counted(self._tree, run_id)):
-            self._problems.append(f"{where}: no {SNAPSHOT_NAME}: its journals are counted")
+            self.problems.append(f"{where}: no {SNAPSHOT_NAME}: its journals are counted")
         shard = progress.shard if progress else None
         return RunStatus(
             run_id=run_id, state=State.killed, shard=shard, ok=False, progress=progress
@@ -237,12 +248,12 @@ class _Look:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._problems.append(f"{path}: {_words(error)}")
+            self.problems.append(f"{path}: {_words(error)}")
             return None
         except ValidationError:
             said = None
         if said is None or not _is_plausible(said):
-            self._problems.append(f"{path}: it is no {kind.__name__.lower()}, or not whole")
+            self.problems.append(f"{path}: it is no {kind.__name__.lower()}, or not whole")
             return None
         return said
 

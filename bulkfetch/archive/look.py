@@ -107,7 +107,7 @@ def look(
         with suppress(FileNotFoundError), folder_at(path) as folder:
             for place in places:
                 if place.directory == path and place.sidecar(1) in folder.names:
-                    found[place] = _held(place, folder, rehash=rehash)
+                    found[place] = held_at(place, folder, rehash=rehash)
             if not with_others:
                 continue
             latest = _latest(folder.names)
@@ -115,7 +115,7 @@ def look(
                 if image not in listed and version >= newest.get(image, 0):
                     newest[image] = version
                     place = Place(path, f"{image}.v{version}")
-                    others[place] = _held(place, folder, rehash=False)
+                    others[place] = held_at(place, folder, rehash=False)
             superseded += (
                 place
                 for place in places
@@ -126,7 +126,12 @@ def look(
     return Holdings([found.get(place) for place in places], others, superseded)
 
 
-def _held(place: Place, folder: Folder, *, rehash: bool) -> Held:
+def held_at(place: Place, folder: Folder, *, rehash: bool) -> Held:
+    """Return what a directory holds at a place where there is a first sidecar.
+
+    Raises:
+        OSError, ArchiveMismatchError: as `Folder` and `parse_sidecar` do.
+    """
     revision = 1
     while place.sidecar(revision + 1) in folder.names:
         revision += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from bulkfetch.errors import ConnectionFailedError
@@ -43,11 +43,13 @@ class Unused:
 class StoreFolder:
     """A directory of an object store, listed once; see `Folder`."""
 
-    def __init__(self, store: Store, path: str) -> None:
+    def __init__(self, store: Store, path: str, found: Mapping[str, Object] | None = None) -> None:
+        """`found` are its objects by their names, where it was listed already."""
         self._store = store
         self._path = path
-        objects = store.level(path)[1]
-        self._found = {found.name: found for found in objects}
+        if found is None:
+            found = {one.name: one for one in store.level(path)[1]}
+        self._found = found
 
     @property
     def names(self) -> Collection[str]:

@@ -17,6 +17,7 @@ COMMANDS = {
     "download": "fetch every image of the patients in a manifest",
     "verify": "re-read an archive and prove it: nothing missing, changed or stray",
     "status": "how far the run in progress is, or how the last one ended",
+    "report": "one page to look at: totals, failures, rates, and a contact sheet",
     "bag": "pack an archive that verifies as a BagIt bag, to hand it over",
     "doctor": "check credentials, API, storage, destination; say what is wrong",
     "manifest": "make a manifest from the API, check one, split one",

@@ -118,6 +118,7 @@ def _one_sidecar(archive: Path) -> str:
 _NEXT = """\
 Next:
   {program} demo --out {out}     # again: all is unchanged, nothing is fetched twice
+  {program} report {out}/archive  # a page to look at
   {program} simulate --help      # an API to practise on, with faults on demand
   export BULKFETCH_CLIENT_ID=... BULKFETCH_CLIENT_SECRET_FILE=...
   {program} download MANIFEST --out archive --dry-run    # your own account

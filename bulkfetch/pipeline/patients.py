@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -350,6 +352,7 @@ class Patients:
         return items, holdings.others
 
     async def _image(self, number: int, item: Item, ended: dict[int, Ended]) -> None:
+        began = time.monotonic()
         try:
             end = await self._download(item)
         except FetchError as error:
@@ -373,7 +376,8 @@ class Patients:
         except BulkfetchError as fatal:
             self._fail(fatal)
             return
-        ended[number] = self._recorder.image(end)
+        seconds = round(time.monotonic() - began, 3)
+        ended[number] = self._recorder.image(replace(end, seconds=seconds))
 
 
 def _is_of_the_host(error: FetchError) -> bool:

@@ -386,6 +386,7 @@ class Run:
             images=images,
             bytes=tally.bytes,
             retries=self._engine.retries.count,
+            retried_by_kind=dict(sorted(tally.measures.retries.items())),
             failed_by_kind=dict(sorted(tally.kinds.items())),
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,

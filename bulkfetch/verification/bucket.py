@@ -40,7 +40,7 @@ def check_bucket(
     """
     elsewhere = Checked()
     leaves = leaves_of(
-        store, len(parse_template(identity.path_template)), partial(_check_elsewhere, elsewhere)
+        store, len(parse_template(identity.path_template)), partial(check_elsewhere, elsewhere)
     )
     batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
     check = partial(_check_batch, store, identity, sample, take)
@@ -72,7 +72,8 @@ def _check_batch(
     return checked
 
 
-def _check_elsewhere(checked: Checked, path: str) -> None:
+def check_elsewhere(checked: Checked, path: str) -> None:
+    """Note what lies in no directory of images."""
     if path.partition("/")[0] == PRIVATE:
         check_name(path, checked)
     else:

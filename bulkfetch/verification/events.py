@@ -41,6 +41,8 @@ class PatientEvent(_Line):
     patient_id: str | None = None
     coverage_id: str | None = None
     state: PatientState
+    kind: str | None = None
+    error: str | None = None
     at: str
 
 
@@ -53,7 +55,12 @@ class ImageEvent(_OfAnImage):
     event: Literal["image", "unlisted"]
     patient_id: str | None = None
     coverage_id: str | None = None
+    status: str | None = None
     outcome: ImageOutcome | None = None
+    bytes: int = 0
+    seconds: float | None = None
+    kind: str | None = None
+    error: str | None = None
     sidecar: str | None = None
     revision: int = 1
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from bulkfetch.archive import Identity, files
+from bulkfetch.children import end_with_the_first, ended_at_once
 from bulkfetch.errors import PathRefusedError, ProcessDiedError
 from bulkfetch.paths import PRIVATE, parse_template
 from bulkfetch.verification.beside import check_beside
@@ -44,7 +43,7 @@ def check_disk(
     """
     with files.descriptor(root) as descriptor, ExitStack() as stack:
         elsewhere = Checked()
-        leaves = _leaves(descriptor, "", len(parse_template(identity.path_template)), elsewhere)
+        leaves = leaves_of(descriptor, "", len(parse_template(identity.path_template)), elsewhere)
         batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
         check = partial(_check_batch, str(root), identity, sample, take)
         if processes == 1:
@@ -53,9 +52,9 @@ def check_disk(
         else:
             stack.enter_context(_whole_pool())
             pool = stack.enter_context(
-                ProcessPoolExecutor(processes, _start_method(), _end_with_the_first)
+                ProcessPoolExecutor(processes, _start_method(), end_with_the_first)
             )
-            stack.enter_context(_ended_at_once())
+            stack.enter_context(ended_at_once())
             waiting: deque[Future[Checked]] = deque()
             for batch in batches:
                 waiting.append(pool.submit(check, batch))
@@ -74,19 +73,6 @@ def _start_method() -> multiprocessing.context.BaseContext:
 
 
 @contextmanager
-def _ended_at_once() -> Iterator[None]:
-    """Where this one fails or is interrupted, wait for nothing that the others are at."""
-    others = multiprocessing.active_children()
-    try:
-        yield
-    except BaseException:
-        for process in multiprocessing.active_children():
-            if process not in others:
-                process.terminate()
-        raise
-
-
-@contextmanager
 def _whole_pool() -> Iterator[None]:
     try:
         yield
@@ -95,20 +81,6 @@ def _whole_pool() -> Iterator[None]:
             "a process that was reading the archive was killed: run the same command again, with "
             "fewer --processes if memory is short"
         ) from None
-
-
-def _end_with_the_first() -> None:
-    """Leave it to the first process to be interrupted, and end when it has died."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_after_the_first, daemon=True).start()
-
-
-def _end_after_the_first() -> None:
-    if first := multiprocessing.parent_process():
-        first.join()
-        os._exit(1)
 
 
 def _check_batch(
@@ -121,7 +93,7 @@ def _check_batch(
     return whole
 
 
-def _leaves(directory: int, path: str, depth: int, elsewhere: Checked) -> Iterator[str]:
+def leaves_of(directory: int, path: str, depth: int, elsewhere: Checked) -> Iterator[str]:
     """Yield the directories of images, by their paths; note what else there is above them."""
     with os.scandir(directory) as entries:
         for entry in entries:
@@ -137,6 +109,6 @@ def _leaves(directory: int, path: str, depth: int, elsewhere: Checked) -> Iterat
             else:
                 try:
                     with files.subdirectory(entry.name, directory) as below:
-                        yield from _leaves(below, f"{name}/", depth - 1, elsewhere)
+                        yield from leaves_of(below, f"{name}/", depth - 1, elsewhere)
                 except (OSError, PathRefusedError) as error:
                     elsewhere.find(Kind.unreadable, name, str(error))
