@@ -163,7 +163,7 @@ def bucket(bench: Bench) -> None:
                     run(bulkfetch(served, out, "--no-fsync"))
                 )
                 shutil.rmtree(out / ".bulkfetch")
-                for name, options in (_OURS, ()), (f"{_OURS}, one process", ("--processes=1",)):
+                for name, options in (_OURS, ()), (f"{_OURS}, two processes", ("--processes=2",)):
                     costs[name].append(run(bulkfetch(served, f"{url}/{len(options)}", *options)))
                     _expect_stored(f"{url}/{len(options)}", images, 20_000)
                 for copier in there:

@@ -8,6 +8,7 @@ import resource
 
 from bulkfetch.logs import Event, about
 from bulkfetch.settings import Settings
+from bulkfetch.stores import file_path, is_url
 from bulkfetch.words import counted
 
 # A download holds a socket, a directory and at most two files; a query holds a socket.
@@ -32,11 +33,13 @@ def usable_cores() -> int:
 def processes_for(settings: Settings, patients: int) -> int:
     """Return how many processes a run is to have: as told, or what machine and manifest are worth.
 
-    Each has at least one query and one download, and a dry run is one.
+    Each has at least one query and one download, and a dry run is one. Into an object store a core
+    is left to what sends there, in compiled code beside the interpreters (docs/performance.md).
     """
     wanted = settings.processes
     if wanted is None:
-        wanted = min(usable_cores(), _PROCESSES_BY_DEFAULT, patients // _PATIENTS_PER_PROCESS)
+        cores = usable_cores() - is_url(file_path(settings.out))
+        wanted = min(cores, _PROCESSES_BY_DEFAULT, patients // _PATIENTS_PER_PROCESS)
     most = 1 if settings.dry_run else min(settings.query_concurrency, settings.download_concurrency)
     return max(1, min(wanted, most))
 

@@ -177,6 +177,10 @@ def test_a_small_manifest_and_a_dry_run_are_not_worth_a_second_process(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
     assert processes_for(Settings(out="archive"), 10**6) == 1
     assert processes_for(Settings(out="archive", processes=8), 10) == 8
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert processes_for(Settings(out="archive"), 10**6) == 2
+    assert processes_for(Settings(out="file:///archive"), 10**6) == 2
+    assert processes_for(Settings(out="s3://bucket/archive"), 10**6) == 1
 
 
 def test_the_retry_budget_is_shared() -> None:
