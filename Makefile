@@ -32,6 +32,10 @@ scale: .venv/.dev  ## measure how a run scales, in some ten minutes: docs/perfor
 	$(PIP) --group plots
 	$(BIN)/python -m benchmarks scale --save docs/performance
 
+docs: .venv/.dev  ## make the documentation's site in build/site
+	$(BIN)/python -m sphinx -qEW --keep-going -d build/site-cache -c docs . build/site
+	@echo "open build/site/index.html"
+
 lint: .venv/.dev  ## style, format, types, and the walls between the modules
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -62,4 +66,4 @@ clean:  ## remove what was built, and the environment
 	$(PIP) --group dev
 	@touch $@
 
-.PHONY: help demo test soak fuzz bench scale lint format generated wheel clean
+.PHONY: help demo test soak fuzz bench scale docs lint format generated wheel clean

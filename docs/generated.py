@@ -73,8 +73,8 @@ def _manual_page() -> str:
 
 
 def _commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    below = [action for action in parser._actions if isinstance(action.choices, dict)]
-    found = [command for action in below for command in action.choices.values()]
+    below = [action.choices for action in parser._actions if isinstance(action.choices, dict)]
+    found = [command for choices in below for command in choices.values()]
     return [one for command in found for one in (command, *_commands(command))]
 
 

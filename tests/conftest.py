@@ -122,14 +122,14 @@ def _google_bucket(s3: str) -> Iterator[Bucket]:
 
 @pytest.fixture
 def authority(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1, in `cert.pem`, that vouches for itself; its key beside it.
+    """A certificate for 127.0.0.1 and api.invalid, in `cert.pem`, that vouches for itself.
 
-    It is good for 90 days, or for as many as the test says.
+    Its key lies beside it. It is good for 90 days, or for as many as the test says.
     """
     days = getattr(request, "param", 90)
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", str(days),
-         "-subj", "/CN=test authority", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-subj", "/CN=test authority", "-addext", "subjectAltName=IP:127.0.0.1,DNS:api.invalid",
          "-keyout", "key.pem", "-out", "cert.pem"],
         check=True, cwd=tmp_path, capture_output=True,
     )  # fmt: skip

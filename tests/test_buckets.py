@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -39,6 +38,7 @@ from tests.conftest import (
     start_bulkfetch,
     write_manifest,
 )
+from tests.pages import free_pair
 from tests.stores import (
     SECRET,
     SIGNATURE_WORDS,
@@ -982,16 +982,6 @@ def test_a_page_in_place_of_a_listing_is_no_sound_archive(
     checked = bulkfetch("verify", f"{s3_bucket.url}/export")
     assert checked.status == 4
     assert "not listed whole" in checked.err
-
-
-def free_pair() -> int:
-    """A port that is free, as is the next one; none that the system gives to whoever asks."""
-    while True:
-        port = random.randrange(20_000, 30_000, 2)
-        with suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 1))
-            return port
 
 
 def test_what_the_page_says_to_try_can_be_tried(tmp_path: Path) -> None:

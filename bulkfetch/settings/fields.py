@@ -114,11 +114,19 @@ class Connection(BaseSettings):
         default=None, description="certificate authorities (PEM) to trust, instead of the system's"
     )
 
-    client_id: str | None = Field(default=None, min_length=1)
-    client_secret: SecretStr | None = Field(default=None)
-    client_secret_file: Path | None = Field(default=None)
-    token: SecretStr | None = Field(default=None)
-    token_file: Path | None = Field(default=None)
+    client_id: str | None = Field(
+        default=None, min_length=1, description="the client's ID, which goes with a secret"
+    )
+    client_secret: SecretStr | None = Field(default=None, description="the client's secret")
+    client_secret_file: Path | None = Field(
+        default=None, description="a file that holds the secret, in one line"
+    )
+    token: SecretStr | None = Field(
+        default=None, description="a bearer token, in place of the client's ID and secret"
+    )
+    token_file: Path | None = Field(
+        default=None, description="a file that holds the token, in one line"
+    )
 
     @classmethod
     def settings_customise_sources(
