@@ -138,7 +138,7 @@ def test_several_processes_make_one_whole_archive_with_one_token(
 
 
 def test_bounds_are_those_of_the_whole_run(serve: Serve, manifest: Path, archive: Path) -> None:
-    simulator = serve(patients=200, api_latency_s=0.03, storage_latency_s=0.03)
+    simulator = serve(patients=60, api_latency_s=0.3, storage_latency_s=0.3)
     write_manifest(manifest, list(simulator.patient_ids()))
     bounds = ("--query-concurrency=5", "--download-concurrency=7")
     result = download(simulator, manifest, archive, "--processes=3", *bounds)
@@ -438,12 +438,12 @@ def test_a_process_that_does_not_answer_is_not_waited_for_when_the_run_is_to_end
 async def test_a_process_that_does_not_answer_is_killed_in_the_end(
     serve: Serve, manifest: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crew, "SILENT_AT_MOST_S", 3)
     simulator = serve(patients=300, storage_latency_s=0.1)
     write_manifest(manifest, list(simulator.patient_ids()))
     job = asyncio.create_task(download_async(manifest, settings_for(simulator, archive, 2)))
     (helper,) = await at_work(archive, 1)
     os.kill(helper, signal.SIGSTOP)
+    monkeypatch.setattr(crew, "SILENT_AT_MOST_S", 3)
     summary = await asyncio.wait_for(job, 60)
     assert not is_running(helper)
     assert summary.exit_code == 1
