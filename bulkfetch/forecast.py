@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from bulkfetch.errors import FetchError
 from bulkfetch.fetch import without_work
-from bulkfetch.journal import Failure, Recorder, Tally, state_of
+from bulkfetch.journal import Failure, Recorder, state_of
 from bulkfetch.logs import Event, about, redact
 from bulkfetch.manifest.index import private_database
 from bulkfetch.models import (
@@ -30,6 +30,7 @@ from bulkfetch.models import (
 )
 from bulkfetch.outcomes import Outcome
 from bulkfetch.plan import Action, Ended, Item, Place
+from bulkfetch.tally import Tally
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from prometheus_client.registry import Collector
 
 from bulkfetch._version import __version__
 from bulkfetch.errors import BulkfetchError, ConfigurationError
-from bulkfetch.journal import Tally
 from bulkfetch.logs import Event, about
 from bulkfetch.measures import BOUNDS_S, Histogram
 from bulkfetch.models import PatientState
 from bulkfetch.settings import Address
+from bulkfetch.tally import Tally
 
 WRITE_EVERY_S = 5.0
 

@@ -13,10 +13,10 @@ from typing import Never, Protocol
 
 from tqdm import tqdm
 
-from bulkfetch.journal import Tally
 from bulkfetch.logs import Event, LogFormat, about
 from bulkfetch.models import PatientState
 from bulkfetch.rates import Rate, Speed
+from bulkfetch.tally import Tally
 from bulkfetch.words import counted
 
 PLAIN_EVERY_S = 5.0

@@ -16,10 +16,10 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from bulkfetch.archive import OpenArchive, files
 from bulkfetch.errors import DestinationError
-from bulkfetch.journal import Tally
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ImageSums, PatientSums
 from bulkfetch.rates import Rate, Speed
+from bulkfetch.tally import Tally
 
 SNAPSHOT_NAME = "progress.json"
 # A rate is that of so many seconds: short enough to follow a change, and long enough to be steady.

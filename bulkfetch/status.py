@@ -22,11 +22,11 @@ from bulkfetch.archive import Tree, files, tree_at
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.tree import read
 from bulkfetch.chain import RUN_ID, RUNS, journals_of
-from bulkfetch.journal import Tally
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Shard, Summary
 from bulkfetch.rates import Rate
 from bulkfetch.snapshot import SNAPSHOT_NAME, Snapshot
+from bulkfetch.tally import Tally
 from bulkfetch.words import counted
 
 # A run that writes every second, and was not heard of for so long, is stopped, or its disk is.

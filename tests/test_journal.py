@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 
 from bulkfetch.archive.files import GrowingFile
 from bulkfetch.errors import BadBodyError, DestinationError, SignedURLError
-from bulkfetch.journal import Appender, Failure, FailuresFile, Journal, Recorder, Tally
+from bulkfetch.journal import Appender, Failure, FailuresFile, Journal, Recorder
 from bulkfetch.logs import HIDDEN
 from bulkfetch.manifest import Manifest
 from bulkfetch.models import ImageOutcome, ManifestRow, PatientState
+from bulkfetch.tally import Tally
 
 SHORT = Failure([BadBodyError("short")], ["i-1"])
 LEAK = "https://storage.googleapis.com/b/o?X-Goog-Signature=abcdef"

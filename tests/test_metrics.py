@@ -14,11 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bulkfetch import errors
-from bulkfetch.journal import Tally
 from bulkfetch.metrics import Metrics
 from bulkfetch.models import ImageOutcome, PatientState
 from bulkfetch.settings import Address
 from bulkfetch.simulator.faults import parse_fault
+from bulkfetch.tally import Tally
 from tests.conftest import Serve, bulkfetch, credentials, download, start_bulkfetch, write_manifest
 
 Numbers = dict[tuple[str, ...], float]

@@ -15,10 +15,10 @@ import pytest
 import yaml
 from prometheus_client import Metric
 
-from bulkfetch.journal import Tally
 from bulkfetch.logs import Event
 from bulkfetch.metrics import WRITE_EVERY_S, Metrics
 from bulkfetch.progress import PLAIN_EVERY_S, RATE_OVER_S
+from bulkfetch.tally import Tally
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/operations.md").read_text(encoding="utf-8")

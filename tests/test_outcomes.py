@@ -117,7 +117,7 @@ async def test_a_reader_that_does_not_go_on_holds_the_run_up(
         asked = -1
         while asked != (asked := simulator.requests["images"]):  # noqa: ASYNC110  counted elsewhere
             await asyncio.sleep(0.5)
-        # Those in hand have ended: four in the first process, and in another, if it has begun, eight.
+        # Those in hand have ended: four in the first process, and eight in another if it has begun.
         assert 1 <= asked <= 30
         rest = [first, *[outcome async for outcome in run]]
     assert isinstance(rest[-1], Summary)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from bulkfetch.journal import Tally
 from bulkfetch.models import ImageOutcome, PatientState
 from bulkfetch.progress import (
     PLAIN_EVERY_S,
@@ -26,6 +25,7 @@ from bulkfetch.progress import (
     progress_for,
 )
 from bulkfetch.simulator.faults import parse_fault
+from bulkfetch.tally import Tally
 from tests.conftest import Serve, bulkfetch, credentials, write_manifest
 
 

@@ -26,13 +26,13 @@ import pytest
 from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.lock import at_work
 from bulkfetch.errors import ConfigurationError
-from bulkfetch.journal import Tally
 from bulkfetch.models import PatientState, Shard
 from bulkfetch.progress import time_text
 from bulkfetch.rates import Rate
 from bulkfetch.simulator import Simulator, parse_fault
 from bulkfetch.snapshot import RATE_OVER_S, Snapshot, SnapshotFile
 from bulkfetch.status import SILENT_AFTER_S, State, Status, look
+from bulkfetch.tally import Tally
 from tests.conftest import (
     Result,
     Serve,

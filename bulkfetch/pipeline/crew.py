@@ -16,7 +16,7 @@ from typing import Protocol
 
 from bulkfetch.api import Tokens
 from bulkfetch.errors import BulkfetchError
-from bulkfetch.journal import Failure, Tally
+from bulkfetch.journal import Failure
 from bulkfetch.logs import Event, about
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ManifestRow
@@ -35,6 +35,7 @@ from bulkfetch.pipeline.wire import (
 )
 from bulkfetch.retry import Retries
 from bulkfetch.settings import Settings
+from bulkfetch.tally import Tally
 from bulkfetch.transport import Transport
 
 # A member is heard of twice a second; one that is not for so long is stopped, or stuck.

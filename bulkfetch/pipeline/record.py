@@ -9,11 +9,12 @@ from bulkfetch import chain
 from bulkfetch._version import __version__
 from bulkfetch.archive import OpenArchive, files
 from bulkfetch.errors import BulkfetchError
-from bulkfetch.journal import Failure, FailuresFile, Journal, Tally
+from bulkfetch.journal import Failure, FailuresFile, Journal
 from bulkfetch.manifest import ManifestFacts
 from bulkfetch.models import ManifestRow, Summary
 from bulkfetch.settings import Settings
 from bulkfetch.snapshot import SnapshotFile
+from bulkfetch.tally import Tally
 
 
 class Record:

@@ -29,7 +29,7 @@ from bulkfetch.errors import (
     ServiceDownError,
 )
 from bulkfetch.forecast import Forecaster, PatientForecast
-from bulkfetch.journal import Failure, Recorder, Tally
+from bulkfetch.journal import Failure, Recorder
 from bulkfetch.limits import fit_to_open_files, processes_for
 from bulkfetch.logs import Event, about
 from bulkfetch.manifest import Manifest, ManifestFacts
@@ -45,6 +45,7 @@ from bulkfetch.pipeline.record import Record
 from bulkfetch.pipeline.wire import Order, Start
 from bulkfetch.progress import NoProgress, Progress
 from bulkfetch.settings import EngineName, Settings
+from bulkfetch.tally import Tally
 from bulkfetch.transport import Transport, connect
 from bulkfetch.words import counted
 

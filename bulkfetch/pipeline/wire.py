@@ -19,12 +19,13 @@ from pydantic import SecretStr
 
 from bulkfetch.archive import Identity, Writer
 from bulkfetch.errors import BulkfetchError
-from bulkfetch.journal import Failure, Tally
+from bulkfetch.journal import Failure
 from bulkfetch.logs import Event, Field, about
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ManifestRow
 from bulkfetch.outcomes import Outcome
 from bulkfetch.settings import Settings
+from bulkfetch.tally import Tally
 
 _LENGTH_BYTES = 8
 

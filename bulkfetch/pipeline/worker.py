@@ -18,7 +18,7 @@ from bulkfetch import logs
 from bulkfetch.api import API, LentTokens, Token
 from bulkfetch.archive import Destination
 from bulkfetch.errors import BulkfetchError, unexpected
-from bulkfetch.journal import Failure, Journal, Recorder, Tally
+from bulkfetch.journal import Failure, Journal, Recorder
 from bulkfetch.logs import Event, about
 from bulkfetch.models import ManifestRow
 from bulkfetch.outcomes import Outcome
@@ -35,6 +35,7 @@ from bulkfetch.pipeline.wire import (
     Start,
 )
 from bulkfetch.retry import Retries
+from bulkfetch.tally import Tally
 from bulkfetch.transport import Transport, connect
 
 # Patients that end within this time are reported together.
