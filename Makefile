@@ -17,9 +17,8 @@ demo: .venv/.runtime  ## run the main job against the embedded simulator, and lo
 test: .venv/.dev  ## run the tests
 	$(BIN)/python -m pytest -n $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)")
 
-# CI runs it beside the tests, whose cache is theirs.
 soak: .venv/.dev  ## run 5,000 patients through faults and power cuts, in some minutes
-	$(BIN)/python -m pytest -m soak -p no:cacheprovider
+	$(BIN)/python -m pytest -m soak
 
 fuzz: .venv/.dev  ## throw damaged manifests and answers at the readers, a minute each (SECONDS=60)
 	$(BIN)/python tests/fuzz/fuzz_manifest.py --seconds $(or $(SECONDS),60)
