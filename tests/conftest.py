@@ -34,7 +34,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "search")
 _OURS_OR_A_STORES = ("BULKFETCH_", "AWS_", "AZURE_", "GOOGLE_")
 
 # One process runs all tests of a module whose tests share what there is to be one of.
-_TOGETHER = ("tests/test_ray.py",)
+_TOGETHER = ("tests/test_ray.py", "tests/test_site.py")
 
 
 def _dealt_out_as(nodeid: str) -> str:

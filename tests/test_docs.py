@@ -179,9 +179,11 @@ def test_every_option_is_in_the_reference_with_its_variable_and_key() -> None:
 
 def test_every_command_is_in_the_reference() -> None:
     told = from_code.commands()
-    for command in from_code.every_command():
-        shown = bulkfetch(*command.split(), "--help").out
-        assert shown.splitlines()[0] in told, command
+    for name in from_code.every_command():
+        assert f"\nusage: bulkfetch {name} " in told, name
+    for group in ((), ("manifest",)):
+        for name in re.findall(r"^  (\w+) {2,}\w", bulkfetch(*group, "--help").out, re.MULTILINE):
+            assert f"## `{' '.join(['bulkfetch', *group, name])}`" in told
 
 
 def test_every_event_and_field_that_a_journal_has_is_in_the_reference_and_no_other() -> None:

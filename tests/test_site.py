@@ -12,7 +12,7 @@ import pytest
 
 from tests.pages import PATIENCE_S, ROOT
 
-pytestmark = [pytest.mark.xdist_group("site"), pytest.mark.timeout(PATIENCE_S + 20)]
+pytestmark = pytest.mark.timeout(PATIENCE_S + 20)
 
 _LOADED = {"img": "src", "link": "href", "script": "src", "iframe": "src", "source": "src"}
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _call(command: str, argv: Sequence[str]) -> int:
-    # What is loaded stays; looking for garbage among it is a sixth of what a command takes to begin.
+    # What is loaded stays: to look for garbage in it is a sixth of what a command takes to begin.
     gc.disable()
     from bulkfetch.errors import BulkfetchError, unexpected  # noqa: PLC0415  not needed for help
     from bulkfetch.logs import redact  # noqa: PLC0415  the same
