@@ -54,3 +54,17 @@ async def test_no_thread_is_left_behind() -> None:
     with Threads(8, "test") as threads:
         assert await threads.run(threading.active_count) == before + 8
     assert threading.active_count() == before
+
+
+async def test_a_panic_of_compiled_code_reaches_who_waits_and_ends_no_thread() -> None:
+    class PanicError(BaseException):
+        pass
+
+    def panic() -> None:
+        raise PanicError
+
+    with Threads(1, "test") as threads:
+        for _ in range(2):
+            with pytest.raises(PanicError):
+                await asyncio.wait_for(threads.run(panic), 60)
+        assert await threads.run(lambda: "well") == "well"

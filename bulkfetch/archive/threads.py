@@ -34,7 +34,7 @@ class Threads:
         ]
         self._calls: SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
         self._calls = SimpleQueue()
-        self._ended: deque[tuple[asyncio.Future[Any], Any, Exception | None]] = deque()
+        self._ended: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._is_told = False
 
     def __enter__(self) -> Self:
@@ -60,7 +60,7 @@ class Threads:
         """Return what a call returns; to its end even when cancelled, as it cannot be called off.
 
         Raises:
-            Exception: whatever it raises.
+            BaseException: whatever it raises.
         """
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((call, answer))
@@ -77,7 +77,8 @@ class Threads:
             call, answer = given
             try:
                 self._ended.append((answer, call(), None))
-            except Exception as error:  # noqa: BLE001  it is raised where it is waited for
+            # A panic of compiled code is no Exception; whatever it is, it is raised by who waits.
+            except BaseException as error:  # noqa: BLE001
                 self._ended.append((answer, None, error))
             if not self._is_told:
                 self._is_told = True
