@@ -86,5 +86,7 @@ def _explain(
         where = f"{option} (from the configuration file)"
     field = settings_type.model_fields.get(name)
     secret = field is None or "Secret" in str(field.annotation) or "@" in str(problem["input"])
-    shown = "" if secret else f", not {problem['input']!r}"
+    value = problem["input"]
+    words = value if isinstance(value, list | tuple) else [value]
+    shown = "" if secret else f", not {', '.join(map(repr, words))}"
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
