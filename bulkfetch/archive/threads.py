@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from bulkfetch.archive import files
@@ -48,12 +47,7 @@ class Threads:
             raise DestinationError(f"{error}: allow this user more of them (ulimit -u)") from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end(len(self._threads))
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -77,8 +71,7 @@ class Threads:
             call, answer = given
             try:
                 self._ended.append((answer, call(), None))
-            # A panic of compiled code is no Exception; whatever it is, it is raised by who waits.
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:  # noqa: BLE001  a panic of compiled code is no Exception
                 self._ended.append((answer, None, error))
             if not self._is_told:
                 self._is_told = True

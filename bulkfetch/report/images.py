@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple, cast
 
+from bulkfetch.ahead import in_order
 from bulkfetch.archive import Identity, Tree, files
 from bulkfetch.archive.look import Folder, held_at, local_folder
 from bulkfetch.archive.tree import LocalTree
@@ -104,23 +104,19 @@ def images_of(
                 yield read(path, partial(local_folder, tree.root, path))
         return
     from bulkfetch.archive.store_folder import StoreFolder  # noqa: PLC0415  an extra
-    from bulkfetch.archive.store_tree import StoreTree, leaves_of  # noqa: PLC0415
+    from bulkfetch.archive.store_tree import Leaf, StoreTree, leaves_of  # noqa: PLC0415
     from bulkfetch.verification.bucket import check_elsewhere  # noqa: PLC0415
 
     store = cast("StoreTree", tree).store
+
+    def read_leaf(leaf: Leaf) -> list[Image]:
+        path, found = leaf
+        return read(path, lambda: nullcontext(StoreFolder(store, path, found)))
+
     with ThreadPoolExecutor(_THREADS, "report") as pool:
-        waiting: deque[Future[list[Image]]] = deque()
-        try:
-            for path, found in leaves_of(store, depth, partial(check_elsewhere, elsewhere)):
-                folder = partial(nullcontext, StoreFolder(store, path, found))
-                waiting.append(pool.submit(read, path, folder))
-                if len(waiting) >= _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        leaves = leaves_of(store, depth, partial(check_elsewhere, elsewhere))
+        with closing(in_order(pool, read_leaf, leaves, _AHEAD)) as images:
+            yield from images
 
 
 def _images_in(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 
+from bulkfetch.ahead import in_order
 from bulkfetch.archive import Identity
 from bulkfetch.archive.store_tree import Leaf, leaves_of
 from bulkfetch.paths import PRIVATE, parse_template
@@ -44,18 +45,12 @@ def check_bucket(
     )
     batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
     check = partial(_check_batch, store, identity, sample, take)
-    with ThreadPoolExecutor(threads, "verify") as pool:
-        waiting: deque[Future[Checked]] = deque()
-        try:
-            for batch in batches:
-                waiting.append(pool.submit(check, batch))
-                if len(waiting) >= _AHEAD * threads:
-                    told(waiting.popleft().result())
-            while waiting:
-                told(waiting.popleft().result())
-        finally:
-            for future in waiting:
-                future.cancel()
+    with (
+        ThreadPoolExecutor(threads, "verify") as pool,
+        closing(in_order(pool, check, batches, _AHEAD * threads)) as found,
+    ):
+        for checked in found:
+            told(checked)
     told(elsewhere)
 
 

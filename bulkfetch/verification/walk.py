@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
+from bulkfetch.ahead import in_order
 from bulkfetch.archive import Identity, files
 from bulkfetch.children import end_with_the_first, ended_at_once
 from bulkfetch.errors import PathRefusedError, ProcessDiedError
@@ -55,13 +55,9 @@ def check_disk(
                 ProcessPoolExecutor(processes, _start_method(), end_with_the_first)
             )
             stack.enter_context(ended_at_once())
-            waiting: deque[Future[Checked]] = deque()
-            for batch in batches:
-                waiting.append(pool.submit(check, batch))
-                if len(waiting) >= _AHEAD * processes:
-                    told(waiting.popleft().result())
-            for future in waiting:
-                told(future.result())
+            found = stack.enter_context(closing(in_order(pool, check, batches, _AHEAD * processes)))
+            for checked in found:
+                told(checked)
         told(elsewhere)
         told(check_beside(descriptor))
         told(check_exposure(descriptor))
