@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple, cast
 
-from bulkfetch.ahead import in_order
+from bulkfetch.ahead import in_order, threads_of
 from bulkfetch.archive import Identity, Tree, files
 from bulkfetch.archive.look import Folder, held_at, local_folder
 from bulkfetch.archive.tree import LocalTree
@@ -113,7 +112,7 @@ def images_of(
         path, found = leaf
         return read(path, lambda: nullcontext(StoreFolder(store, path, found)))
 
-    with ThreadPoolExecutor(_THREADS, "report") as pool:
+    with threads_of(_THREADS, "report") as pool:
         leaves = leaves_of(store, depth, partial(check_elsewhere, elsewhere))
         with closing(in_order(pool, read_leaf, leaves, _AHEAD)) as images:
             yield from images

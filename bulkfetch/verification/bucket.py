@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
-from bulkfetch.ahead import in_order
+from bulkfetch.ahead import in_order, threads_of
 from bulkfetch.archive import Identity
 from bulkfetch.archive.store_tree import Leaf, leaves_of
 from bulkfetch.paths import PRIVATE, parse_template
@@ -46,7 +45,7 @@ def check_bucket(
     batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
     check = partial(_check_batch, store, identity, sample, take)
     with (
-        ThreadPoolExecutor(threads, "verify") as pool,
+        threads_of(threads, "verify") as pool,
         closing(in_order(pool, check, batches, _AHEAD * threads)) as found,
     ):
         for checked in found:
