@@ -647,7 +647,7 @@ def test_memory_does_not_grow_with_the_archive(
 
     # The tables that Python keeps of strings double now and then, whoever needs them.
     small = min(peak(sound.archive, f"small-{n}") for n in range(2))
-    assert min(peak(large, f"large-{n}") for n in range(3)) < small + 2_000_000
+    assert any(peak(large, f"large-{n}") < small + 2_000_000 for n in range(3))
 
 
 def test_a_file_that_changes_while_it_is_read_is_a_finding(tmp_path: Path) -> None:
