@@ -30,6 +30,7 @@ from bulkfetch.errors import (
     StatusError,
     TimedOutError,
 )
+from bulkfetch.logs import plain
 from bulkfetch.measures import Measures
 from bulkfetch.retry import retry_after_s
 from bulkfetch.settings import Connection, is_loopback
@@ -374,12 +375,23 @@ def _unix_time(text: str) -> float:
 
 
 def proxy_for(scheme: str, host: str) -> str | None:
-    """Return the proxy that the environment names for a host, None for loopback and the exempt."""
+    """Return the proxy that the environment names for a host, None for loopback and the exempt.
+
+    Raises:
+        ConfigurationError: it is no HTTP proxy.
+    """
     if is_loopback(host) or urllib.request.proxy_bypass(host):
         return None
     proxy = urllib.request.getproxies().get(scheme)
+    if not proxy:
+        return None
     # Written without a scheme it means HTTP, to curl and to everybody.
-    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+    spoken, there, _ = proxy.partition("://")
+    if there and spoken.lower() not in ("http", "https"):
+        raise ConfigurationError(
+            f"{scheme.upper()}_PROXY names a proxy of {plain(spoken)}://: only http:// can be used"
+        )
+    return proxy if there else f"http://{proxy}"
 
 
 def _named_error(error: Exception, who: str) -> FetchError:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bulkfetch import transport as transport_module
 from bulkfetch.errors import (
     BadResponseError,
+    ConfigurationError,
     ConnectionFailedError,
     FetchError,
     HostDeniedError,
@@ -425,6 +426,13 @@ def test_no_proxy_is_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
         for host in ("direct.invalid", "a.direct.invalid", "other.invalid", "localhost")
     ]
     assert found == [None, None, "http://proxy.invalid:3128", None]
+
+
+def test_a_proxy_that_speaks_no_http_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://user:secret@proxy.invalid:1080")
+    with pytest.raises(ConfigurationError, match="HTTPS_PROXY names a proxy of socks5"):
+        proxy_for("https", "api.invalid")
+    assert proxy_for("https", "localhost") is None
 
 
 async def test_the_rate_limit_lets_one_request_go_and_has_the_next_wait() -> None:
