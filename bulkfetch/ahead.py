@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 def in_order(
     pool: Executor, work: Callable[[Item], T], items: Iterable[Item], at_most: int
-) -> Generator[T]:
+) -> Iterator[T]:
     """Yield what `work` returns for each item, in the items' order, with `at_most` given to a pool.
 
-    What waits when it is closed, or when `work` raises, is for the pool's owner to call off: a pool
+    What waits when it is left, or when `work` raises, is for the pool's owner to call off: a pool
     of processes that breaks while a future of it is cancelled prints a traceback of its own thread
     (CPython's issue 107219, in 3.11).
     """

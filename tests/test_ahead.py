@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 
 import pytest
 
@@ -37,8 +36,8 @@ def test_threads_begin_nothing_more_and_are_waited_for() -> None:
         time.sleep(0.05 if item else 0)
         ended.append(item)
 
-    with threads_of(1, "test") as pool, closing(in_order(pool, work, range(200), 200)) as found:
-        next(found)
+    with threads_of(1, "test") as pool:
+        next(in_order(pool, work, range(200), 200))
     assert len(begun) < 200
     assert ended == begun
 
@@ -53,9 +52,8 @@ def test_processes_that_are_interrupted_end_at_once_and_in_silence(
         with (
             ProcessPoolExecutor(2, context, end_with_the_first) as pool,
             ended_at_once(),
-            closing(in_order(pool, time.sleep, [0.0] + [600.0] * 20, 20)) as found,
         ):
-            next(found)
+            next(in_order(pool, time.sleep, [0.0] + [600.0] * 20, 20))
             raise KeyboardInterrupt
 
     # A thread of the pool that fails is an error of this test too: pytest's own hook tells it.

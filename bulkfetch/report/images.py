@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -114,8 +114,7 @@ def images_of(
 
     with threads_of(_THREADS, "report") as pool:
         leaves = leaves_of(store, depth, partial(check_elsewhere, elsewhere))
-        with closing(in_order(pool, read_leaf, leaves, _AHEAD)) as images:
-            yield from images
+        yield from in_order(pool, read_leaf, leaves, _AHEAD)
 
 
 def _images_in(

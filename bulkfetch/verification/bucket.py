@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 
 from bulkfetch.ahead import in_order, threads_of
@@ -44,11 +43,8 @@ def check_bucket(
     )
     batches = iter(lambda: list(itertools.islice(leaves, _TOGETHER)), [])
     check = partial(_check_batch, store, identity, sample, take)
-    with (
-        threads_of(threads, "verify") as pool,
-        closing(in_order(pool, check, batches, _AHEAD * threads)) as found,
-    ):
-        for checked in found:
+    with threads_of(threads, "verify") as pool:
+        for checked in in_order(pool, check, batches, _AHEAD * threads):
             told(checked)
     told(elsewhere)
 

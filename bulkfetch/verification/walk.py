@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -55,8 +55,7 @@ def check_disk(
                 ProcessPoolExecutor(processes, _start_method(), end_with_the_first)
             )
             stack.enter_context(ended_at_once())
-            found = stack.enter_context(closing(in_order(pool, check, batches, _AHEAD * processes)))
-            for checked in found:
+            for checked in in_order(pool, check, batches, _AHEAD * processes):
                 told(checked)
         told(elsewhere)
         told(check_beside(descriptor))
