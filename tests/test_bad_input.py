@@ -257,6 +257,18 @@ def test_an_api_whose_certificate_cannot_be_trusted(
     assert not (tmp_path / "archive").exists()
 
 
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_proxy_that_speaks_no_http(tmp_path: Path, manifest: Path, options: list[str]) -> None:
+    proxy = {"HTTPS_PROXY": "socks5://user:secret@127.0.0.1:9"}
+    result = bulkfetch(
+        "download", manifest, "--out", tmp_path / "archive", "--api-url", "https://api.invalid",
+        *options, environment=TOKEN | proxy,
+    )  # fmt: skip
+    clear(result, 2, "HTTPS_PROXY names a proxy of socks5://")
+    assert "secret" not in result.err
+    assert not (tmp_path / "archive").exists()
+
+
 def test_an_html_page_where_json_should_be(serve: Serve, tmp_path: Path, manifest: Path) -> None:
     simulator = serve(faults=(parse_fault("images:html"),))
     result = download(simulator, manifest, tmp_path / "archive", "--retries=1")
