@@ -49,6 +49,7 @@ class Command(subprocess.Popen[bytes]):
         for descriptor in theirs:
             os.close(descriptor)
         self.pid = int.from_bytes(os.read(self._told, 4), "big")
+        assert self.pid, "the process that has loaded the modules is dead"
         self._child_created = True
 
     def _internal_poll(self, *_: object, **__: object) -> int | None:
