@@ -34,8 +34,10 @@ settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 _OURS_OR_A_STORES = ("BULKFETCH_", "AWS_", "AZURE_", "GOOGLE_")
 
-# One process runs all tests of a module whose tests share what there is to be one of.
-_TOGETHER = ("tests/test_ray.py", "tests/test_site.py")
+# One process runs all tests of a module whose tests share what takes long to make, or is one of a kind.
+_TOGETHER = tuple(
+    f"tests/test_{name}.py" for name in ("bag", "faults", "ray", "report_page", "site")
+)
 
 
 def _dealt_out_as(nodeid: str) -> str:
