@@ -34,7 +34,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "search")
 
 _OURS_OR_A_STORES = ("BULKFETCH_", "AWS_", "AZURE_", "GOOGLE_")
 
-# One process runs all tests of a module whose tests share what takes long to make, or is one of a kind.
+# One process runs all tests of a module that shares what takes long to make, or is one of a kind.
 _TOGETHER = tuple(
     f"tests/test_{name}.py" for name in ("bag", "faults", "ray", "report_page", "site")
 )
