@@ -28,7 +28,7 @@ from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.errors import DestinationError, TakenError
 from bulkfetch.plan import Level, Place
 from bulkfetch.simulator import Simulator, parse_fault
-from bulkfetch.stores import open_store
+from bulkfetch.stores import StoreError, open_store
 from tests.conftest import (
     Result,
     Serve,
@@ -917,6 +917,25 @@ def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
     store = open_store(f"{s3_bucket.url}/export")
     with lease.hold(store, "run", None, waited.append, threading.Event()):
         assert "may be held by run other" in waited[0]
+
+
+def test_a_store_that_refuses_again_and_again_is_not_asked_for_ever(
+    s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bulkfetch.stores.store._PATIENCE_S", 0)
+    s3_bucket.proxy.strike("^PUT ", refuse(503, "SlowDown"), times=10**6)
+    store = open_store(s3_bucket.url, retries=5)
+    for mode in ("create", "overwrite"):
+        with pytest.raises(StoreError, match="503"):
+            store.put("object", b"", mode)
+    assert s3_bucket.proxy.count("^PUT ") == 2
+
+
+def test_a_listing_that_breaks_off_is_asked_for_again(s3_bucket: Bucket) -> None:
+    put(s3_bucket, "export/object", b"")
+    s3_bucket.proxy.strike("^GET .*list-type", break_off)
+    _, found = open_store(s3_bucket.url, retries=1).level("export")
+    assert [one.name for one in found] == ["object"]
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote
 
 import obstore
@@ -49,6 +49,10 @@ _BLOCK_BYTES = 2**23
 # Another writer of the same object is waited for, a little longer each time.
 _TURNS = 5
 _TURN_S = 0.1
+# No further try is begun after so long; so a store that never answers is given up after 60 s.
+_PATIENCE_S = 45
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +158,9 @@ class Store:
         Raises:
             StoreError: it cannot be listed.
         """
-        with translated():
-            found = obstore.list_with_delimiter(self._store, directory or None)
-            below = [path.rpartition("/")[2] for path in found["common_prefixes"]]
-            return below, [_object(meta) for meta in found["objects"]]
+        found = self._tried(lambda: obstore.list_with_delimiter(self._store, directory or None))
+        below = [path.rpartition("/")[2] for path in found["common_prefixes"]]
+        return below, [_object(meta) for meta in found["objects"]]
 
     def put(
         self,
@@ -176,13 +179,18 @@ class Store:
             how: Any = {name: value for name, value in told.items() if value is not None}
         else:
             how = mode
+        return self._tried(lambda: self._put(path, data, how))
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        """Make a call; again where `obstore` does not: refused, or its answer was broken off."""
+        give_up_at = time.monotonic() + _PATIENCE_S
         for turn in range(self._tries):
             try:
                 with translated():
-                    return self._put(path, data, how)
+                    return call()
             except StoreError as error:
-                # `obstore` itself tries nothing again that a store refused.
-                if not error.retryable or turn == self._tries - 1:
+                is_last = turn == self._tries - 1 or time.monotonic() > give_up_at
+                if is_last or not error.retryable:
                     raise
             time.sleep(_TURN_S * 2**turn)
         raise AssertionError("the last try returns or raises")
@@ -353,7 +361,10 @@ def opened(url: str, retries: int) -> Store:
                 "read_timeout": f"{_SILENT_AT_MOST_S}s",
                 "timeout": f"{_REQUEST_S}s",
             },
-            retry_config={"max_retries": retries},
+            retry_config={
+                "max_retries": retries,
+                "retry_timeout": timedelta(seconds=_PATIENCE_S),
+            },
         )
     except (exceptions.BaseError, ValueError) as error:
         reason = str(error).partition("\n")[0].removeprefix("Generic ")
