@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from multidict import CIMultiDict
 
 from bulkfetch import chain
 from bulkfetch.archive import Identity, lease
@@ -223,6 +224,7 @@ FAULTS: Mapping[str, tuple[str, Fault]] = {
     "cut": (".", hang_up),
     "forgotten": ("^PUT ", forget),
     "damaged": ("^PUT ", damage),
+    "not kept": (r"^PUT /\S+\.v1\.", lose),
     "lists": (r"^GET .*list-type", refuse(500, "InternalError")),
     "bodies": (r"^GET .*\.json", break_off),
 }
@@ -917,6 +919,20 @@ def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
     store = open_store(f"{s3_bucket.url}/export")
     with lease.hold(store, "run", None, waited.append, threading.Event()):
         assert "may be held by run other" in waited[0]
+
+
+def test_a_store_that_does_not_keep_whose_archive_it_is_is_not_written_to(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    async def lose_unseen(body: bytes, forward: Forward) -> Answer:
+        digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        return Answer(headers=CIMultiDict({"ETag": f'"{digest}"'}))
+
+    s3_bucket.proxy.strike(r"^PUT .*archive\.json", lose_unseen)
+    result = run(simulator, manifest, s3_bucket)
+    assert result.status == 4, result.err
+    assert "archive.json is not there" in result.err
+    assert not s3_bucket.contents()
 
 
 def test_a_store_that_refuses_again_and_again_is_not_asked_for_ever(

@@ -122,11 +122,15 @@ class StoreArchive:
                     with suppress(FileExistsError):
                         patient.create(IDENTITY_PATH, _json(identity))
                     found = identity_for(StoreTree(patient), identity)
+                if found is None:
+                    raise DestinationError(
+                        f"{url}/{IDENTITY_PATH} is not there although the store took it: try again"
+                    )
                 private = f"{PRIVATE}/"
                 is_first = all(found.path.startswith(private) for found in patient.objects())
             owner = f"{shard.number}-of-{shard.shares}" if shard else ""
             writer = Writer(owner, "1", (), is_first)
-            archive = cls(patient, run_id, found or identity, again=again, writer=writer, held=held)
+            archive = cls(patient, run_id, found, again=again, writer=writer, held=held)
             with archive._threads:
                 yield archive
 
@@ -227,7 +231,7 @@ class StoreArchive:
         def put() -> str:
             nonlocal put_at
             # Not again where only the sidecar is tried again.
-            put_at = put_at or self._put_image(path, apart, beside, stage.whole, sha256)
+            put_at = put_at or self._put_image(path, apart, beside, stage.whole)
             name = put_at.rpartition("/")[2]
             try:
                 digest = self._put_sidecar(beside, _with_file(name, sidecar))
@@ -294,8 +298,7 @@ class StoreArchive:
     def finish(self, upload: Upload, sha256: str) -> None:
         """See `Uploader.finish`: it is read back, since not every store checks each part."""
         upload.finish()
-        if self._store.sha256(upload.path) != sha256:
-            raise _other_bytes()
+        self._store.prove(upload.path, sha256)
 
     async def run(self, work: Callable[[], T]) -> T:
         """See `Uploader.run`."""
@@ -326,20 +329,16 @@ class StoreArchive:
                 f"{error}: what was finished is whole; run the same command again"
             ) from error
 
-    def _put_image(self, path: str, apart: str, sidecar: str, data: bytearray, sha256: str) -> str:
+    def _put_image(self, path: str, apart: str, sidecar: str, data: bytearray) -> str:
         try:
-            version = self._store.create(path, data)
+            self._store.create(path, data)
         except FileExistsError:
             # Put apart, it would stay without a sidecar.
             with suppress(FileNotFoundError):
                 self._store.head(sidecar)
                 raise _taken() from None
             path = apart
-            version = self._store.create(path, data)
-        etag = (version.etag or "").strip('"')
-        is_proved = etag == hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if not is_proved and self._store.sha256(path) != sha256:
-            raise _other_bytes()
+            self._store.create(path, data)
         return path
 
     def _put_sidecar(self, path: str, sidecar: Sidecar) -> str:
@@ -407,10 +406,6 @@ def _with_file(name: str, sidecar: Sidecar) -> Sidecar:
 
 def _taken() -> TakenError:
     return TakenError("another row or shard archived the image meanwhile")
-
-
-def _other_bytes() -> StoreError:
-    return StoreError(errno.EIO, "the store has other bytes than were sent", retryable=True)
 
 
 def _json(identity: Identity) -> bytes:

@@ -204,31 +204,47 @@ class Store:
             raise FileExistsError(errno.EEXIST, "there is such an object already") from None
         return Version(done["e_tag"], done["version"])
 
-    def create(self, path: str, data: bytes | bytearray) -> Version:
+    def create(self, path: str, data: bytes | bytearray) -> None:
         """Write an object where there is none, or find that it is there already, byte for byte.
 
-        Stores answer the same where an object is there, where another writer is at it just now,
-        and to a second try whose first one they did without its answer arriving.
+        Where the store's ETag is no digest that proves it, it is read back. Stores answer the same
+        where an object is there, where another writer is at it just now, and to a second try whose
+        first one they did without its answer arriving.
 
         Raises:
             FileExistsError: there is another.
-            StoreError: it could not be written.
+            StoreError: it could not be written, or the store has other bytes than were sent.
         """
         for turn in range(_TURNS):
             try:
-                return self.put(path, data)
+                etag = (self.put(path, data).etag or "").strip('"')
             except FileExistsError:
                 try:
                     if self.head(path).size != len(data):
                         raise
-                    found, version = self.get(path)
+                    found, _ = self.get(path)
                 except FileNotFoundError:
                     time.sleep(_TURN_S * 2**turn)
                     continue
                 if found != data:
                     raise
-                return version
+                return
+            if etag != hashlib.md5(data, usedforsecurity=False).hexdigest():
+                self.prove(path, hashlib.sha256(data).hexdigest())
+            return
         raise StoreError(errno.EBUSY, "another writer is at it", retryable=True)
+
+    def prove(self, path: str, sha256: str) -> None:
+        """Read an object that was written back.
+
+        Raises:
+            StoreError: it has another digest, or is not there.
+        """
+        with suppress(FileNotFoundError):
+            if self.sha256(path) == sha256:
+                return
+        what = "the store has other bytes than were sent"
+        raise StoreError(errno.EIO, what, retryable=True)
 
     def upload(self, path: str, buffer_bytes: int) -> Upload:
         """Begin to write a long object by parts.
