@@ -24,6 +24,7 @@ from multidict import CIMultiDict
 
 from bulkfetch import chain
 from bulkfetch.archive import Identity, lease
+from bulkfetch.archive.base import Writer
 from bulkfetch.archive.store import StoreArchive
 from bulkfetch.archive.store_tree import StoreTree
 from bulkfetch.errors import DestinationError, TakenError
@@ -661,12 +662,14 @@ def test_an_image_that_two_rows_list_is_put_into_a_new_bucket_once(
     assert bulkfetch("verify", f"{s3_bucket.url}/export", "--manifest", manifest).status == 0
 
 
+async def once(_: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """No second try."""
+    return await attempt()
+
+
 async def test_other_bytes_of_an_image_that_is_archived_meanwhile_leave_nothing(
     s3_bucket: Bucket,
 ) -> None:
-    async def once(_: str, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        return await attempt()
-
     url, place = f"{s3_bucket.url}/export", Place("p-1", "i-1.v1")
     identity = Identity(api_host="127.0.0.1")
     with StoreArchive.open(
@@ -919,6 +922,35 @@ def test_a_process_of_another_container_is_not_taken_for_a_dead_one(
     store = open_store(f"{s3_bucket.url}/export")
     with lease.hold(store, "run", None, waited.append, threading.Event()):
         assert "may be held by run other" in waited[0]
+
+
+@pytest.mark.parametrize("is_taken", [True, False])
+async def test_another_process_of_a_run_that_lost_its_lease_writes_nothing_more(
+    s3_bucket: Bucket, monkeypatch: pytest.MonkeyPatch, *, is_taken: bool
+) -> None:
+    async def until_it_is_lost() -> None:
+        while True:
+            await archive.check_room()
+            await asyncio.sleep(0.01)
+
+    for name, seconds in {"BEAT_S": 0.01, "_GIVE_UP_S": 60 if is_taken else 1}.items():
+        monkeypatch.setattr(lease, name, seconds)
+    path, identity = "export/.bulkfetch/lease-1-of-2.json", Identity(api_host="127.0.0.1")
+    holder = {"run_id": "run-a1", "pid": 1, "host": "elsewhere", "shard": "1/2"}
+    put(s3_bucket, path, json.dumps(holder).encode())
+    place, first = Place("p-1", "i-1.v1"), Writer("1-of-2", "1", ())
+    with StoreArchive.join(
+        f"{s3_bucket.url}/export", "run-a1", identity, first, 2, again=once
+    ) as archive:
+        await archive.check_room()
+        if is_taken:
+            other = json.dumps({**holder, "run_id": "run-b2"})
+            put(s3_bucket, path, other.encode(), overwrite=True)
+        with pytest.raises(DestinationError, match="no longer"):
+            await asyncio.wait_for(until_it_is_lost(), 50)
+        with pytest.raises(DestinationError, match="no longer"):
+            await archive.note(place, 1, sidecar_for(place, b""))
+    assert list(s3_bucket.contents()) == [path]
 
 
 def test_a_store_that_does_not_keep_whose_archive_it_is_is_not_written_to(

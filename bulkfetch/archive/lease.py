@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -75,18 +76,21 @@ def leases(store: Store) -> Iterator[Lease]:
             yield lease.model_copy(update={"modified_at": found.modified_at})
 
 
-class Hold:
-    """A lease that is renewed in a thread until it is given back."""
+def owner_of(shard: Shard | None) -> str:
+    """Name what is held: `2-of-4` for a shard's share, "" for all."""
+    return f"{shard.number}-of-{shard.shares}" if shard else ""
 
-    def __init__(self, store: Store, path: str, lease: Lease, version: Version) -> None:
+
+class Watch(ABC):
+    """A lease that a run holds, as one of its processes knows of it by a thread of its own."""
+
+    def __init__(self, store: Store, path: str) -> None:
         self._store = store
         self._path = path
-        self._lease = lease
-        self._version = version
         self._renewed_at = time.monotonic()
         self._is_lost = False
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep_watch, name="lease", daemon=True)
 
     def check(self) -> None:
         """See that it is still this run's.
@@ -94,48 +98,99 @@ class Hold:
         Raises:
             DestinationError: another run has taken it, or may have.
         """
-        if self._is_lost or time.monotonic() - self._renewed_at > _GIVE_UP_S:
+        if not self._is_ours:
             raise DestinationError(
                 f"{self._store.url} is held by this run no longer: its lease could not be renewed "
                 f"for {_GIVE_UP_S:.0f} s, or another run took it; run the same command again"
             )
 
     def start(self) -> None:
-        """Begin to renew it."""
+        """Begin to see to it."""
         self._thread.start()
 
-    def give_back(self) -> None:
-        """Let go of it, if it is still this run's."""
+    def end(self) -> None:
+        """See to it no longer."""
         self._is_over.set()
         if self._thread.is_alive():
             self._thread.join(_GIVE_UP_S)
+
+    @property
+    def _is_ours(self) -> bool:
+        return not self._is_lost and time.monotonic() - self._renewed_at <= _GIVE_UP_S
+
+    def _keep_watch(self) -> None:
+        while not self._is_over.wait(BEAT_S):
+            began = time.monotonic()
+            if self._is_renewed():
+                self._renewed_at = began
+
+    @abstractmethod
+    def _is_renewed(self) -> bool:
+        """Tell whether it was renewed since this was asked last."""
+
+
+class Hold(Watch):
+    """A lease that this process renews until it is given back."""
+
+    def __init__(self, store: Store, path: str, lease: Lease, version: Version) -> None:
+        super().__init__(store, path)
+        self._lease = lease
+        self._version = version
+
+    def give_back(self) -> None:
+        """Let go of it, if it is still this run's."""
+        self.end()
         with suppress(OSError):
-            if not self._is_lost and self._store.get(self._path)[1].etag == self._version.etag:
+            if self._is_ours and self._store.get(self._path)[1].etag == self._version.etag:
                 self._store.delete(self._path)
 
-    def _renew(self) -> None:
-        beat = self._lease.beat
-        while not self._is_over.wait(BEAT_S):
-            beat += 1
-            lease = self._lease.model_copy(update={"beat": beat})
-            began = time.monotonic()
-            try:
-                self._version = self._store.put(self._path, _written(lease), self._version)
-                self._renewed_at = began
-            except OSError as error:
-                # The store may have it, although its answer was lost.
-                if not self._is_ours(lease):
-                    self._is_lost = self._is_lost or error.errno == errno.EBUSY
-                    continue
-                self._renewed_at = began
+    def _is_renewed(self) -> bool:
+        self._lease = self._lease.model_copy(update={"beat": self._lease.beat + 1})
+        try:
+            self._version = self._store.put(self._path, _written(self._lease), self._version)
+        except OSError as error:
+            # The store may have it, although its answer was lost.
+            if not self._is_written():
+                self._is_lost = self._is_lost or error.errno == errno.EBUSY
+                return False
+        return True
 
-    def _is_ours(self, lease: Lease) -> bool:
+    def _is_written(self) -> bool:
         with suppress(OSError, ValidationError):
             data, version = self._store.get(self._path)
-            if Lease.model_validate_json(data) == lease:
+            if Lease.model_validate_json(data) == self._lease:
                 self._version = version
                 return True
         return False
+
+
+class _Follower(Watch):
+    """A lease that the run's first process renews, and another of its processes looks at."""
+
+    def __init__(self, store: Store, path: str, run_id: str) -> None:
+        super().__init__(store, path)
+        self._run_id = run_id
+        self._beat = -1
+
+    def _is_renewed(self) -> bool:
+        with suppress(OSError):
+            lease = _read(self._store.get(self._path)[0])
+            self._is_lost = self._is_lost or lease is None or lease.run_id != self._run_id
+            if lease and lease.beat != self._beat:
+                self._beat = lease.beat
+                return True
+        return False
+
+
+@contextmanager
+def follow(store: Store, run_id: str, owner: str) -> Iterator[Watch]:
+    """Follow the lease that a run's first process holds, until the context ends."""
+    following = _Follower(store, _path(owner), run_id)
+    following.start()
+    try:
+        yield following
+    finally:
+        following.end()
 
 
 @contextmanager
@@ -161,7 +216,7 @@ def hold(
         among=_among(),
         shard=str(shard) if shard else None,
     )
-    path = _path(shard)
+    path = _path(owner_of(shard))
     with named(store.url), ExitStack() as stack:
         holding = Hold(store, path, lease, _taken(store, path, lease, waiting, called_off))
         stack.callback(holding.give_back)
@@ -253,8 +308,8 @@ def _among() -> str:
         return ""
 
 
-def _path(shard: Shard | None) -> str:
-    return f"{PRIVATE}/{_PREFIX}{f'-{shard.number}-of-{shard.shares}' if shard else ''}.json"
+def _path(owner: str) -> str:
+    return f"{PRIVATE}/{_PREFIX}{owner and f'-{owner}'}.json"
 
 
 def _is_of(path: str, shares: int) -> bool:

@@ -21,7 +21,7 @@ from bulkfetch.archive import files
 from bulkfetch.archive.base import Again, Holdings, Identity, Stage, Writer
 from bulkfetch.archive.growing import StoreFile, StoreJournal
 from bulkfetch.archive.identity import IDENTITY_PATH, claimed, identity_for, parsed
-from bulkfetch.archive.lease import Hold, hold
+from bulkfetch.archive.lease import Watch, follow, hold, owner_of
 from bulkfetch.archive.look import look, names_of, paths_of
 from bulkfetch.archive.store_folder import Leftovers, StoreFolder, StoreTroubleError, Unused
 from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
@@ -60,7 +60,7 @@ class StoreArchive:
         *,
         again: Again,
         writer: Writer | None = None,
-        held: Hold | None = None,
+        held: Watch | None = None,
     ) -> None:
         self.writer = writer
         self.is_recognised = False
@@ -128,8 +128,7 @@ class StoreArchive:
                     )
                 private = f"{PRIVATE}/"
                 is_first = all(found.path.startswith(private) for found in patient.objects())
-            owner = f"{shard.number}-of-{shard.shares}" if shard else ""
-            writer = Writer(owner, "1", (), is_first)
+            writer = Writer(owner_of(shard), "1", (), is_first)
             archive = cls(patient, run_id, found, again=again, writer=writer, held=held)
             with archive._threads:
                 yield archive
@@ -156,9 +155,10 @@ class StoreArchive:
         with files.named(url):
             found = identity_for(StoreTree(patient), identity)
         writer = first._replace(process=str(number))
-        archive = cls(patient, run_id, found or identity, again=again, writer=writer)
-        with archive._threads:
-            yield archive
+        with follow(patient, run_id, first.owner) as held:
+            archive = cls(patient, run_id, found or identity, again=again, writer=writer, held=held)
+            with archive._threads:
+                yield archive
 
     @classmethod
     @contextmanager
