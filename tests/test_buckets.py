@@ -782,6 +782,21 @@ def test_what_is_half_in_quarantine_is_moved_to_its_end(
     assert checked.status == 0, checked.out + checked.err
 
 
+def test_a_copy_that_a_store_only_speaks_of_loses_nothing(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    run(simulator, manifest, s3_bucket)
+    torn = next(path for path, _, _ in images(s3_bucket.contents()))
+    put(s3_bucket, torn, b"{", overwrite=True)
+    s3_bucket.proxy.strike("^PUT .*/quarantine/", failed_though_begun)
+    s3_bucket.proxy.strike("^PUT .*/quarantine/", a_page_of_somebody)
+    again = run(simulator, manifest, s3_bucket)
+    assert again.status == 0, again.err
+    name = torn.rpartition("/")[2]
+    assert [data for path, data in s3_bucket.contents().items()
+            if "/quarantine/" in path and path.endswith(name)] == [b"{"]  # fmt: skip
+
+
 @pytest.mark.parametrize("endpoint", ["http://store.invalid", "http://127.0.0.1.invalid:9000"])
 def test_http_is_for_this_machine_alone(
     simulator: Simulator,
@@ -1034,6 +1049,12 @@ def test_earlier_runs_are_asked_after_side_by_side(s3_bucket: Bucket) -> None:
     tree = StoreTree(open_store(f"{s3_bucket.url}/export"))
     assert chain.heads_of_runs(tree, durable=True) == expected
     assert has_company.is_set()
+
+
+async def failed_though_begun(_: bytes, forward: Forward) -> Answer:
+    """Status 200 before it is done, and then it cannot be done: S3's answer to a copy."""
+    body = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>no</Message></Error>"
+    return Answer(body=body)
 
 
 async def a_page_of_somebody(_: bytes, forward: Forward) -> Answer:

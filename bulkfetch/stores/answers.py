@@ -55,8 +55,9 @@ def translated() -> Iterator[None]:
 
 
 def _failure(error: Exception) -> StoreError:
-    text, said = str(error), _said(error)
-    status, _, code = said.partition(" ")
+    text = str(error)
+    status, code = (_found(pattern, text) for pattern in (_STATUS, _CODE))
+    said = " ".join(filter(None, (status, code)))
     if _METADATA_HOST in text:
         what = "no credentials are set (AWS_*, GOOGLE_* or AZURE_*), and this machine has none"
         return StoreError(errno.EACCES, what)
@@ -68,13 +69,12 @@ def _failure(error: Exception) -> StoreError:
         return StoreError(errno.ENOENT, "there is no such bucket")
     if not status and "redirect" in text:
         return StoreError(errno.EIO, "the store redirects: is the region right?")
+    # Without a status it is no answer, or the failure of what was begun with 200.
     if status in ("", "408", "409", "429") or status.startswith("5") or code in _PASSES:
         what = f"the store answered {said}" if said else "the store does not answer"
         return StoreError(errno.EIO, what, retryable=True)
     return StoreError(errno.EIO, f"the store answered {said}: are bucket and region right?")
 
 
-def _said(error: Exception) -> str:
-    """Return the status and the store's own code, as far as there are any."""
-    found = (pattern.search(str(error)) for pattern in (_STATUS, _CODE))
-    return " ".join(match[1] for match in found if match)
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    return match[1] if (match := pattern.search(text)) else ""

@@ -275,7 +275,7 @@ class Store:
             raise
 
     def copy(self, path: str, to: str) -> None:
-        """Copy an object within the store.
+        """Copy an object within the store, and see that the copy is there.
 
         Raises:
             FileNotFoundError: there is none.
@@ -283,6 +283,11 @@ class Store:
         """
         with translated():
             obstore.copy(self._store, path, to)
+        try:
+            self.head(to)
+        except FileNotFoundError:
+            what = "the store says that it made a copy, and has none"
+            raise StoreError(errno.EIO, what, retryable=True) from None
 
     def delete(self, path: str) -> None:
         """Remove an object, if there is one.
