@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -1070,6 +1071,32 @@ def test_a_page_in_place_of_a_listing_is_no_sound_archive(
     checked = bulkfetch("verify", f"{s3_bucket.url}/export")
     assert checked.status == 4
     assert "not listed whole" in checked.err
+
+
+def test_the_folder_that_a_console_makes_is_no_stray(
+    simulator: Simulator, manifest: Path, s3_bucket: Bucket
+) -> None:
+    put_by_key(s3_bucket, "export/")
+    assert run(simulator, manifest, s3_bucket).status == 0
+    checked = bulkfetch("verify", f"{s3_bucket.url}/export")
+    assert checked.status == 0, checked.err
+
+
+def test_a_name_that_keeps_all_others_from_being_listed_is_told_as_such(
+    s3_bucket: Bucket,
+) -> None:
+    put_by_key(s3_bucket, "export/p-1//i-1.v1.jpg")
+    with pytest.raises(OSError, match="has a name that cannot be read"):
+        list(open_store(f"{s3_bucket.url}/export").objects())
+
+
+def put_by_key(bucket: Bucket, key: str) -> None:
+    """Put an empty object under a key that this project would never use."""
+    request = urllib.request.Request(
+        f"{bucket.store_url}/{bucket.name}/{key}", data=b"", method="PUT"
+    )
+    with urllib.request.urlopen(request):
+        pass
 
 
 def test_what_the_page_says_to_try_can_be_tried(tmp_path: Path) -> None:

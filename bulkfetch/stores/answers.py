@@ -48,6 +48,13 @@ def translated() -> Iterator[None]:
         raise
     except exceptions.PreconditionError:
         raise StoreError(errno.EBUSY, "another writer changed it meanwhile") from None
+    except exceptions.InvalidPathError:
+        # A single one keeps all others from being listed.
+        what = (
+            "an object there has a name that cannot be read: an empty one between two slashes, a "
+            "dot or two dots, or a control character; move it away"
+        )
+        raise StoreError(errno.EINVAL, what) from None
     except (exceptions.BaseError, OSError) as error:
         raise _failure(error) from None
     except ValueError:

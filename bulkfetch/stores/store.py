@@ -150,7 +150,7 @@ class Store:
         """
         with translated():
             for some in obstore.list(self._store, directory or None):
-                yield from map(_object, some)
+                yield from _objects(some)
 
     def level(self, directory: str = "") -> tuple[list[str], list[Object]]:
         """Return the directories in a directory, by their names, and the objects.
@@ -160,7 +160,7 @@ class Store:
         """
         found = self._tried(lambda: obstore.list_with_delimiter(self._store, directory or None))
         below = [path.rpartition("/")[2] for path in found["common_prefixes"]]
-        return below, [_object(meta) for meta in found["objects"]]
+        return below, list(_objects(found["objects"]))
 
     def put(
         self,
@@ -408,6 +408,11 @@ def _is_loopback(scheme: str) -> bool:
     if url.scheme != "https" and not is_here:
         raise ConfigurationError(f"{name} is {endpoint}: only HTTPS is safe for what is in there")
     return is_here
+
+
+def _objects(some: Iterable[ObjectMeta]) -> Iterator[Object]:
+    # A console's "new folder" is an empty object, named as the URL with a "/" at its end.
+    return (_object(meta) for meta in some if meta["path"])
 
 
 def _object(meta: ObjectMeta) -> Object:
