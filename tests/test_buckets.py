@@ -277,6 +277,9 @@ def test_a_dead_store_ends_the_run_and_the_same_command_goes_on(
         "s3://bucket/../export",
         "s3://bucket//export",
         "s3:///export",
+        "file:///tmp/archive?sig=s3cr3t",
+        "file:///tmp/archive#2",
+        "file:///tmp/archive%00",
     ],
 )
 def test_a_url_that_is_no_archives_is_refused_and_no_secret_in_it_is_told(url: str) -> None:

@@ -33,13 +33,19 @@ def file_path(text: str) -> str:
     """Return the path that a `file://` URL is of, and any other text as it is.
 
     Raises:
-        ConfigurationError: it is another machine's.
+        ConfigurationError: it is another machine's, or holds more than a path.
     """
     if not text.lower().startswith("file://"):
         return text
     url = URL(text)
-    if url.host not in (None, "", "localhost") or not url.path.startswith("/"):
+    is_here = url.host in (None, "", "localhost")
+    if not is_here or not url.path.startswith("/") or "\0" in url.path:
         raise ConfigurationError(f"{text} is no path of this machine: write file:///…")
+    if url.query_string or url.fragment:
+        # Left out, they would lead to another directory than was meant.
+        raise ConfigurationError(
+            f"file://{url.path} has more after its path: write %3F for ? and %23 for #"
+        )
     return url.path
 
 
