@@ -205,6 +205,10 @@ class Recorder:
         if self._journal:
             self._journal.event(event, **fields)
 
+    def process_died(self, how: str) -> None:
+        """Note that a process of the run ended early: its journal may lack its last lines."""
+        self.event("process_died", how=how)
+
     async def quarantined(self, item: Item) -> None:
         """Note that what is held of an image is about to be moved away, before it is."""
         self.event(

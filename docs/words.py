@@ -11,6 +11,7 @@ EVENTS: Mapping[str, str] = {
     "quarantined": "What is held of an image is about to be moved to quarantine.",
     "image_moved": "An image had another version or status when its record was asked for anew.",
     "unlisted": "What became of an image in the archive that its patient's query lists no longer.",
+    "process_died": "A process of the run ended early: its own journal may lack its last lines.",
     "run_finished": "The last line of a run, in `journal.jsonl`; a run that was killed has none.",
 }
 
@@ -42,6 +43,7 @@ FIELDS: Mapping[str, str] = {
     "state": "how the row ended: one of the states in the summary",
     "images": "how many images the API listed; in a last line the sums by outcome",
     "patients": "rows of the manifest by state",
+    "how": "by which signal, or with which exit status",
     "damage": "what was found wrong",
     "from_version": "as it was listed",
     "to_version": "as it was fetched",

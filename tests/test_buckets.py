@@ -60,6 +60,7 @@ from tests.stores import (
 )
 from tests.test_archive import sidecar_for
 from tests.test_bag import validate
+from tests.test_processes import helpers_of
 
 T = TypeVar("T")
 
@@ -714,6 +715,33 @@ def test_a_killed_run_goes_on_and_the_bucket_verifies(
     checked = bulkfetch("verify", out, "--manifest", manifest)
     assert checked.status == 0, checked.err
     assert not s3_bucket.unfinished_uploads()
+
+
+def test_a_run_one_of_whose_processes_was_killed_verifies(
+    serve: Serve, s3_bucket: Bucket, tmp_path: Path
+) -> None:
+    simulator = serve(patients=300)
+    manifest = write_manifest(tmp_path / "many.csv", list(simulator.patient_ids()))
+    out = f"{s3_bucket.url}/export"
+    arguments: list[str | Path] = [
+        "download", manifest, "--out", out, "--progress=none", "--processes=2",
+        "--query-concurrency=2", "--download-concurrency=2",
+    ]  # fmt: skip
+    proxy = s3_bucket.proxy
+    with start_bulkfetch(arguments, credentials(simulator)) as killed:
+        # A first segment is there, and the next one is not due when others have ended.
+        for pattern, more in ((r"^PUT .*/journal-2\.", 1), (r"^PUT .*\.v1\.json", 24)):
+            until = proxy.count(pattern) + more
+            while killed.poll() is None and proxy.count(pattern) < until:
+                time.sleep(0.02)
+        for helper in helpers_of(killed):
+            os.kill(helper, signal.SIGKILL)
+        assert killed.stderr is not None
+        assert b"died (SIGKILL)" in killed.stderr.readline()
+        killed.terminate()
+        killed.communicate(timeout=100)
+    checked = bulkfetch("verify", out)
+    assert "journal" not in checked.err
 
 
 LISTS_IMAGES = r"^GET .*list-type.*prefix=export(/|%2F)(?!\.|%2E)"

@@ -339,6 +339,7 @@ class Run:
     ) -> None:
         """See to what a process that ended early had in hand."""
         archive.process_died()
+        self._recorder.process_died(how)
         if self._dealer.is_stopped:
             return
         log.error(

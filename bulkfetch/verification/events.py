@@ -85,19 +85,26 @@ class FinishedEvent(_Line):
     bytes: int
 
 
+class DiedEvent(_Line):
+    """A process of the run ended early: its journal may lack what it told of last."""
+
+    event: Literal["process_died"]
+
+
 class OtherEvent(_Line):
     """Whatever else happened."""
 
     event: str
 
 
-Event = PatientEvent | ImageEvent | QuarantinedEvent | FinishedEvent | OtherEvent
+Event = PatientEvent | ImageEvent | QuarantinedEvent | FinishedEvent | DiedEvent | OtherEvent
 _TAGS = {
     "patient": "patient",
     "image": "image",
     "unlisted": "image",
     "quarantined": "quarantined",
     "run_finished": "finished",
+    "process_died": "died",
 }
 
 
@@ -112,6 +119,7 @@ _EVENT: TypeAdapter[Event] = TypeAdapter(
         | Annotated[ImageEvent, Tag("image")]
         | Annotated[QuarantinedEvent, Tag("quarantined")]
         | Annotated[FinishedEvent, Tag("finished")]
+        | Annotated[DiedEvent, Tag("died")]
         | Annotated[OtherEvent, Tag("other")],
         Discriminator(_kind_of),
     ]

@@ -25,6 +25,7 @@ from bulkfetch.models import (
     Summary,
 )
 from bulkfetch.verification.events import (
+    DiedEvent,
     Event,
     FinishedEvent,
     ImageEvent,
@@ -155,6 +156,7 @@ class Journals:
         summary = self._summary(run, checked)
         states: Counter[str] = Counter()
         end: _End | None = None
+        are_whole = True
         begin = begin_of(self._tree, run)
         there = self._journals_of(run, checked)
         journals = [path for path in there if not self._spoken.explains(path)]
@@ -170,6 +172,8 @@ class Journals:
                 ):
                     if isinstance(event, FinishedEvent):
                         end = (event.patients, event.images, event.bytes, chain.digest(line))
+                    elif isinstance(event, DiedEvent):
+                        are_whole = False
                     else:
                         self._check_event(run, event, states, filtered)
             except OSError as error:
@@ -182,7 +186,7 @@ class Journals:
         if summary is None:
             self.without_summary += 1
         elif not checked.findings and journals == there:
-            self._check_sums(run, summary, states, end, checked)
+            self._check_sums(run, summary, states if are_whole else None, end, checked)
 
     def _journals_of(self, run: str, checked: Checked) -> Sequence[str]:
         try:
@@ -196,13 +200,16 @@ class Journals:
         self,
         run: str,
         summary: Summary,
-        states: Counter[str],
+        states: Counter[str] | None,
         end: _End | None,
         checked: Checked,
     ) -> None:
+        """Compare a run's sums with its journal's, and with its `states`, if all are told."""
         if end != (summary.patients, summary.images, summary.bytes, summary.head):
             name = f"{chain.RUNS}/{run}/summary.json"
             checked.find(Kind.journal, name, "its journal has not the same sums")
+            return
+        if states is None:
             return
         said = summary.patients.model_dump()
         fewer = [
