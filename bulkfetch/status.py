@@ -36,6 +36,8 @@ _MOST_RUNS = 1000
 _MOST_NAMED = 100
 # A summary or a snapshot has some hundred bytes.
 _LONGEST_FILE = 2**20
+# What is more was not written by a run.
+_LARGEST = 2**63
 
 T = TypeVar("T", Snapshot, Summary)
 
@@ -315,9 +317,12 @@ def _count(line: bytes, tally: Tally) -> datetime | None:
             if event["state"] == PatientState.failed:
                 tally.kinds[str(event["kind"])] += 1
         elif event["event"] == "image":
-            tally.images[ImageOutcome(event["outcome"])] += 1
+            outcome, size = ImageOutcome(event["outcome"]), int(event.get("bytes", 0))
+            if not 0 <= size < _LARGEST:
+                return None
+            tally.images[outcome] += 1
             tally.listed += 1
-            tally.bytes += int(event.get("bytes", 0))
+            tally.bytes += size
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return None
     return at
@@ -332,7 +337,7 @@ def _is_plausible(said: Snapshot | Summary) -> bool:
         return False
     ended = said.finished_at if isinstance(said, Summary) else said.at
     return (
-        all(0 <= n < 2**63 for n in (*counts, said.bytes, said.retries))
+        all(0 <= n < _LARGEST for n in (*counts, said.bytes, said.retries))
         and math.isfinite(said.seconds)
         and None not in (said.started_at.tzinfo, ended.tzinfo)
     )

@@ -357,7 +357,8 @@ def test_what_was_quarantined_with_its_revisions_is_not_lost(serve: Serve, tmp_p
 def test_what_was_appended_after_a_runs_end_is_noticed(made: Made, number: int) -> None:
     path = journals_of(made, 0)[number - 1]
     previous = chain.digest(lines(path)[-1])
-    line = {"event": "patient", "at": "x", "state": "empty", "previous": previous}
+    at = "2026-07-01T00:00:00Z"
+    line = {"event": "patient", "at": at, "state": "empty", "previous": previous}
     with path.open("ab") as file:
         file.write(json.dumps(line).encode() + b"\n")
     found = findings(made.archive)

@@ -275,6 +275,55 @@ def test_what_is_torn_damaged_missing_or_astray_is_told(
     assert "1 name in the archive is no image" in text
 
 
+def test_whatever_stands_in_sidecars_and_journals_there_is_a_page(tmp_path: Path) -> None:
+    archive = make_empty(tmp_path / "archive")
+    deep = "[" * 400 + "]" * 400
+    changes = {
+        "coverage": ('"coverage": {"id": "a-coverage", "side": "FRONT"}', '"coverage": "x"'),
+        "side": ('"side": "FRONT"', '"side": {"a": 1}'),
+        "deep": ('"UPLOADED", "coverage"', f'"UPLOADED", "x": {deep}, "coverage"'),
+        "size": ('"size": 3', f'"size": {-(2**80)}'),
+        "infinite": ('"UPLOADED", "coverage"', '"UPLOADED", "x": [1e999, "\\ud800"], "coverage"'),
+        "naive": ("2026-02-03T04:05:06Z", "0001-01-01T00:00:00"),
+        "negative": ('"version": 1, "status": "UPLOADED", "deact', f'"version": {-(2**80)}, "status": "UPLOADED", "deact'),
+    }  # fmt: skip
+    for image_id, (old, new) in changes.items():
+        path = add_image(archive, b"jpg", image_id=image_id)
+        text = json.dumps(json.loads(path.read_text()))
+        assert old in text
+        path.write_text(text.replace(old, new))
+    run = archive / ".bulkfetch/runs/20260203T040500Z-abcdef"
+    run.mkdir(parents=True)
+    line = event(0, 1).model_dump(mode="json")
+    lines = [
+        {**line, "image_id": f"{number}-event", **wrong}
+        for number, wrong in enumerate(
+            (
+                {"seconds": float("inf")}, {"seconds": float("nan")}, {"seconds": 1e308},
+                {"at": "yesterday"}, {"version": -(2**80)}, {"bytes": 10**4000}, {"bytes": -1},
+                {"at": "0001-01-01T00:00:00"},
+            )
+        )
+    ]  # fmt: skip
+    (run / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    page = Path(make_report(str(archive), str(tmp_path / "page.html"), show_names=True))
+    data = data_of(page)
+    states = dict(zip(column(data, "image_id"), column(data, "state"), strict=True))
+    assert states == {
+        "coverage": "damaged", "side": "damaged", "deep": "damaged", "size": "damaged",
+        "infinite": "archived", "naive": "archived", "negative": "archived", "7-event": "missing",
+    }  # fmt: skip
+    assert "7 lines of journals cannot be read" in page.read_text()
+
+
+def test_bytes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None:
+    archive = make_empty(tmp_path / "archive")
+    add_image(archive, b"12345")
+    add_image(archive, b"123", image_id="gone").with_suffix(".jpg").unlink()
+    page = Path(make_report(str(archive), str(tmp_path / "page.html"), thumbnails=0))
+    assert "1 file, 5 B." in " ".join(page.read_text().split())
+
+
 def test_pictures_that_are_none_or_too_much_get_no_thumbnail_and_the_others_theirs(
     tmp_path: Path,
 ) -> None:

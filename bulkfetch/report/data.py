@@ -11,9 +11,9 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any
 
+from bulkfetch.models import moment
 from bulkfetch.report.images import Image
 
 PER_BLOCK = 250
@@ -41,7 +41,7 @@ def columns(images: Iterable[tuple[Image, int | None]], *, show_names: bool) -> 
     for image, thumbnail in images:
         for name in plain:
             whole[name].append(getattr(image, name))
-        whole["at"].append(image.at and int(datetime.fromisoformat(image.at).timestamp()))
+        whole["at"].append(image.at and int(moment(image.at).timestamp()))
         whole["thumbnail"].append(thumbnail)
         for name, known in codes.items():
             value = getattr(image, name)

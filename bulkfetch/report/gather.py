@@ -144,7 +144,7 @@ class Gathered:
 
     def sums(self) -> Sums:
         """Return how much there is."""
-        query = "SELECT count(*), count(file), total(size) FROM images"
+        query = "SELECT count(*), count(file), total(size) FILTER (WHERE file NOT NULL) FROM images"
         images, with_file, size = next(self._rows(query))
         return Sums(images, with_file, int(size))
 
@@ -206,4 +206,4 @@ def _storable(value: Any) -> Any:  # noqa: ANN401  whatever a column holds
     # What JSON allows and SQLite does not: a lone surrogate, and a number of more than 64 bits.
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
-    return min(value, _LARGEST) if isinstance(value, int) else value
+    return max(-_LARGEST, min(value, _LARGEST)) if isinstance(value, int) else value

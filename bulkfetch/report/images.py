@@ -14,7 +14,7 @@ from bulkfetch.archive import Identity, Tree, files
 from bulkfetch.archive.look import Folder, held_at, local_folder
 from bulkfetch.archive.tree import LocalTree
 from bulkfetch.errors import BulkfetchError
-from bulkfetch.models import Sidecar, SidecarOutcome, UnlistedSidecar, json_text
+from bulkfetch.models import ImageRecord, Sidecar, SidecarOutcome, UnlistedSidecar, json_text
 from bulkfetch.paths import parse_template
 from bulkfetch.plan import Place
 from bulkfetch.verification import walk
@@ -137,13 +137,26 @@ def _images_in(
 
 def _image(place: Place, version: int, folder: Folder, *, show_names: bool) -> Image:
     path = f"{place.directory}/{place.stem}"
+    problem: str | None
     try:
         held = held_at(place, folder, rehash=False)
+        if held.state is not None:
+            return _image_of(path, held.state, held.damage, show_names=show_names)
+        problem = held.damage
     except (OSError, BulkfetchError) as error:
-        return Image(path, place.stem.rpartition(".v")[0], version=version, problem=_words(error))
-    state = held.state
-    if state is None:
-        return Image(path, place.stem.rpartition(".v")[0], version=version, problem=held.damage)
+        problem = _words(error)
+    except (ValueError, RecursionError):
+        problem = "its sidecar cannot be read"
+    return Image(path, place.stem.rpartition(".v")[0], version=version, problem=problem)
+
+
+def _image_of(path: str, state: Sidecar, damage: str | None, *, show_names: bool) -> Image:
+    """Return an image as its sidecar tells it.
+
+    Raises:
+        ValueError: its record is none, or lies deeper than can be told.
+    """
+    record = ImageRecord.model_validate(state.record)
     return Image(
         path=path,
         image_id=state.image_id,
@@ -151,16 +164,16 @@ def _image(place: Place, version: int, folder: Folder, *, show_names: bool) -> I
         coverage_id=state.coverage_id,
         version=state.version,
         status=state.status,
-        side=_text((state.record.get("coverage") or {}).get("side")),
+        side=record.coverage.side if record.coverage else None,
         type=state.file.media_type if state.file else None,
-        state=ImageState.damaged if held.damage else _state_of(state),
+        state=ImageState.damaged if damage else _state_of(state),
         became=state.unlisted if isinstance(state, UnlistedSidecar) else None,
-        problem=held.damage,
+        problem=damage,
         size=state.file.size if state.file else None,
         at=state.fetched_at.isoformat(timespec="seconds"),
         run_id=state.run_id,
-        name=_text(state.record.get("display_name")) if show_names else None,
-        file=state.file.path if state.file and not held.damage else None,
+        name=record.display_name if show_names else None,
+        file=state.file.path if state.file and not damage else None,
         sidecar=json_text(_told(state, show_names=show_names)),
     )
 
@@ -190,10 +203,6 @@ def _told_of_link(link: object, harmless: set[str]) -> object:
     if not isinstance(link, dict):
         return None
     return {key: value for key, value in link.items() if key in harmless}
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
 
 
 def _words(error: Exception) -> str:

@@ -9,9 +9,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import NamedTuple
 
+from bulkfetch.models import moment
 from bulkfetch.verification.events import ImageEvent
 
 MOST_STEPS = 240
@@ -61,7 +61,7 @@ class Timeline:
         """Count an image that was downloaded, or failed."""
         if event.seconds is None or event.outcome not in ("downloaded", "failed"):
             return
-        at_s = datetime.fromisoformat(event.at).timestamp()
+        at_s = moment(event.at).timestamp()
         counted = _Counted()
         if event.outcome == "failed":
             counted.failed = 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums
+from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Timestamp
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place
+
+# As large as a number of these can be; what is more was not written by a run.
+_Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class _Line(BaseModel):
@@ -19,9 +22,9 @@ class _Line(BaseModel):
 
 class _OfAnImage(_Line):
     image_id: str
-    version: int
+    version: _Number
     directory: str
-    at: str
+    at: Timestamp
 
     @property
     def place(self) -> Place:
@@ -43,7 +46,7 @@ class PatientEvent(_Line):
     state: PatientState
     kind: str | None = None
     error: str | None = None
-    at: str
+    at: Timestamp
 
 
 class ImageEvent(_OfAnImage):
@@ -57,8 +60,8 @@ class ImageEvent(_OfAnImage):
     coverage_id: str | None = None
     status: str | None = None
     outcome: ImageOutcome | None = None
-    bytes: int = 0
-    seconds: float | None = None
+    bytes: _Number = 0
+    seconds: Annotated[float, Field(ge=0, lt=2**31)] | None = None
     kind: str | None = None
     error: str | None = None
     sidecar: str | None = None
