@@ -6,6 +6,7 @@ import base64
 import importlib
 import io
 import json
+import multiprocessing
 import pkgutil
 import re
 import signal
@@ -285,13 +286,13 @@ def test_whatever_stands_in_sidecars_and_journals_there_is_a_page(tmp_path: Path
         "size": ('"size": 3', f'"size": {-(2**80)}'),
         "infinite": ('"UPLOADED", "coverage"', '"UPLOADED", "x": [1e999, "\\ud800"], "coverage"'),
         "naive": ("2026-02-03T04:05:06Z", "0001-01-01T00:00:00"),
-        "negative": ('"version": 1, "status": "UPLOADED", "deact', f'"version": {-(2**80)}, "status": "UPLOADED", "deact'),
+        "negative": ('"version": 1, "status"', f'"version": {-(2**80)}, "status"'),
     }  # fmt: skip
     for image_id, (old, new) in changes.items():
         path = add_image(archive, b"jpg", image_id=image_id)
         text = json.dumps(json.loads(path.read_text()))
         assert old in text
-        path.write_text(text.replace(old, new))
+        path.write_text(text.replace(old, new, 1))
     run = archive / ".bulkfetch/runs/20260203T040500Z-abcdef"
     run.mkdir(parents=True)
     line = event(0, 1).model_dump(mode="json")
@@ -371,17 +372,23 @@ def test_an_image_that_kills_who_decodes_it_costs_its_own_thumbnail_alone(
 ) -> None:
     archive = make_empty(tmp_path / "archive")
     jobs = []
-    for number in range(PER_SHEET + 2):
-        image_id = "deadly" if number in (3, 4) else "harmless"
+    deadly = [3, 4, PER_SHEET]
+    for number in range(2 * PER_SHEET + 1):
+        image_id = "deadly" if number in deadly else "harmless"
         path = add_image(archive, picture(), image_id=f"{number:03}-{image_id}")
         file = path.with_suffix(".jpg")
         jobs.append(Job(f"a-patient/{path.stem}", file.name, file.stat().st_size))
     monkeypatch.setattr(thumbnails, "sheet_of", deadly_sheet)
     monkeypatch.setattr(thumbnails, "survives", dies_of)
-    sheets = list(sheets_of(str(archive), jobs, 1))
+    sheets = []
+    for sheet in sheets_of(str(archive), jobs, 1):
+        sheets.append(sheet)
+        # The next ones are asked for when it is known that their process has died.
+        for process in multiprocessing.active_children() if len(sheets) == 1 else ():
+            process.join()
     assert [job for batch, _ in sheets for job in batch] == jobs
     made = [is_made for _, sheet in sheets for is_made in sheet.made]
-    assert [number for number, is_made in enumerate(made) if not is_made] == [3, 4]
+    assert [number for number, is_made in enumerate(made) if not is_made] == deadly
 
 
 def test_a_bucket_is_listed_once_and_has_the_same_page(

@@ -27,7 +27,7 @@ def sheets_of(out: str, jobs: Iterable[Job], processes: int) -> Iterator[tuple[l
                 while len(waiting) < _AHEAD * processes:
                     if not (batch := list(itertools.islice(left, PER_SHEET))):
                         break
-                    waiting.append((batch, pool.submit(sheet_of, batch)))
+                    waiting.append((batch, _asked(pool, batch)))
                 if not waiting:
                     return
                 batch, future = waiting.popleft()
@@ -37,10 +37,20 @@ def sheets_of(out: str, jobs: Iterable[Job], processes: int) -> Iterator[tuple[l
                     sheet = _without_what_kills(out, batch)
                     pool.shutdown(cancel_futures=True)
                     pool = _pool(out, processes)
-                    waiting = deque((jobs, pool.submit(sheet_of, jobs)) for jobs, _ in waiting)
+                    waiting = deque((jobs, _asked(pool, jobs)) for jobs, _ in waiting)
                 yield batch, sheet
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _asked(pool: ProcessPoolExecutor, batch: list[Job]) -> Future[Sheet]:
+    try:
+        return pool.submit(sheet_of, batch)
+    except BrokenProcessPool as error:
+        # Its process died of what it was asked for before.
+        died = Future[Sheet]()
+        died.set_exception(error)
+        return died
 
 
 def _without_what_kills(out: str, batch: Sequence[Job]) -> Sheet:
@@ -54,7 +64,11 @@ def _without_what_kills(out: str, batch: Sequence[Job]) -> Sheet:
             except BrokenProcessPool:
                 deadly.append(job)
                 pool = _pool(out, 1)
-        return pool.submit(sheet_of, batch, deadly).result()
+        try:
+            return pool.submit(sheet_of, batch, deadly).result()
+        except BrokenProcessPool:
+            # What kills one time and not the next: no image is decoded any more.
+            return sheet_of(batch, deadly=batch)
     finally:
         pool.shutdown(cancel_futures=True)
 
