@@ -15,6 +15,7 @@ import sys
 import time
 import zlib
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bulkfetch as package
-from bulkfetch.errors import BulkfetchError, ConfigurationError, FetchError
+from bulkfetch.archive import tree_at
+from bulkfetch.errors import BulkfetchError, ConfigurationError, DestinationError, FetchError
 from bulkfetch.report import ADVICE, make_report, thumbnails
 from bulkfetch.report.data import json_for_page
-from bulkfetch.report.pictures import PER_SHEET, Job
+from bulkfetch.report.pictures import HEIGHT, PER_SHEET, WIDTH, Job
+from bulkfetch.report.target import Target
 from bulkfetch.report.thumbnails import sheets_of
 from bulkfetch.report.timeline import MOST_STEPS, Timeline
 from bulkfetch.simulator import SimulatorConfig, parse_fault
@@ -296,16 +299,12 @@ def test_whatever_stands_in_sidecars_and_journals_there_is_a_page(tmp_path: Path
     run = archive / ".bulkfetch/runs/20260203T040500Z-abcdef"
     run.mkdir(parents=True)
     line = event(0, 1).model_dump(mode="json")
-    lines = [
-        {**line, "image_id": f"{number}-event", **wrong}
-        for number, wrong in enumerate(
-            (
-                {"seconds": float("inf")}, {"seconds": float("nan")}, {"seconds": 1e308},
-                {"at": "yesterday"}, {"version": -(2**80)}, {"bytes": 10**4000}, {"bytes": -1},
-                {"at": "0001-01-01T00:00:00"},
-            )
-        )
+    wrong: list[dict[str, object]] = [
+        {"seconds": float("inf")}, {"seconds": float("nan")}, {"seconds": 1e308},
+        {"at": "yesterday"}, {"version": -(2**80)}, {"bytes": 10**4000}, {"bytes": -1},
+        {"at": "0001-01-01T00:00:00"},
     ]  # fmt: skip
+    lines = [{**line, "image_id": f"{number}-event", **one} for number, one in enumerate(wrong)]
     (run / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     page = Path(make_report(str(archive), str(tmp_path / "page.html"), show_names=True))
     data = data_of(page)
@@ -331,10 +330,13 @@ def test_pictures_that_are_none_or_too_much_get_no_thumbnail_and_the_others_thei
     archive = make_empty(tmp_path / "archive")
     header = picture("PNG", (1, 1))
     bomb = header[:16] + (60_000).to_bytes(4, "big") * 2 + header[24:]
+    grey = io.BytesIO()
+    Image.new("I;16", (300, 200), 0x4000).save(grey, "PNG")
     pictures = {
         "a": (picture(), "image/jpeg"),
         "bomb": (bomb, "image/png"),
         "cut": (picture(size=(900, 900))[:400], "image/jpeg"),
+        "grey": (grey.getvalue(), "image/png"),
         "no-pdf": (b"%PDF-1.4 and no more", "application/pdf"),
         "other": (b"whatever", "application/octet-stream"),
         "png": (picture("PNG"), "image/png"),
@@ -345,8 +347,15 @@ def test_pictures_that_are_none_or_too_much_get_no_thumbnail_and_the_others_thei
     assert report(archive, tmp_path).status == 0
     data = data_of(tmp_path / "report.html")
     thumbnail = dict(zip(column(data, "image_id"), column(data, "thumbnail"), strict=True))
-    assert {image for image, place in thumbnail.items() if place >= 0} == {"a", "png"}
-    assert {thumbnail[image] for image in pictures.keys() - {"a", "png"}} == {-1}
+    assert {image for image, place in thumbnail.items() if place >= 0} == {
+        "a", "grey", "png",
+    }  # fmt: skip
+    assert {thumbnail[image] for image in pictures.keys() - {"a", "grey", "png"}} == {-1}
+    (sheet,) = part_of((tmp_path / "report.html").read_text(), "text/plain", "thumbnails")
+    with Image.open(io.BytesIO(base64.b64decode(sheet))) as shown:
+        across = thumbnail["grey"] * WIDTH + WIDTH // 2
+        shade = shown.convert("L").getpixel((across, HEIGHT // 2))
+    assert shade == pytest.approx(0x40, abs=3), "16 bits are more than white"
 
 
 def test_a_thumbnail_is_pixels_and_nothing_that_came_with_them(tmp_path: Path) -> None:
@@ -451,7 +460,7 @@ def test_ctrl_c_leaves_the_earlier_page_and_nothing_half_made(
     command = [sys.executable, "-m", "bulkfetch", "report", str(archive), "--folder"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".report-*")):
+        while not (tmp_path / ".report.html.part").exists():
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
@@ -467,14 +476,42 @@ def test_a_folder_of_thumbnails_is_replaced_as_a_whole(
     archive, _ = made
     folder = tmp_path / "cards-thumbnails"
     folder.mkdir()
-    (folder / "000099.webp").touch()
+    (folder / "0123abcd-000099.webp").touch()
     assert report(archive, tmp_path, "--to=cards.html", "--folder").status == 0
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [f"{number:06}.webp" for number in range(len(names))]
+    begins = data_of(tmp_path / "cards.html")["folder"]
+    assert begins != "cards-thumbnails/0123abcd-"
+    assert [f"cards-thumbnails/{name}" for name in names] == [f"{begins}000000.webp"]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert part_of((tmp_path / "cards.html").read_text(), "text/plain", "thumbnails") == []
     assert {path.name for path in tmp_path.iterdir()} == {"cards.html", "cards-thumbnails"}
+
+
+def test_a_page_that_is_not_finished_leaves_the_earlier_one_its_thumbnails(
+    tmp_path: Path,
+) -> None:
+    archive = make_empty(tmp_path / "archive")
+    add_image(archive, picture())
+    page = tmp_path / "page.html"
+    make_report(str(archive), str(page), folder=True)
+    before = {path: path.read_bytes() for path in tmp_path.glob("page*/*")}
+    assert len(before) == 1
+    target = Target(str(page), tree_at(str(archive)), folder=True)
+    with suppress(KeyboardInterrupt), target.whole():
+        assert target.add_sheet(0, b"another page's")
+        raise KeyboardInterrupt
+    assert {path: path.read_bytes() for path in tmp_path.glob("page*/*")} == before
+
+
+def test_a_page_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    archive = make_empty(tmp_path / "archive")
+    page = tmp_path / "page.html"
+    with Target(str(page), tree_at(str(archive)), folder=False).whole() as file:
+        file.write(b"its own")
+        with pytest.raises(DestinationError, match="is being written by another process"):
+            make_report(str(archive), str(page))
+    assert page.read_bytes() == b"its own"
 
 
 @given(st.recursive(st.text(st.characters()), lambda inner: st.dictionaries(st.text(), inner)))

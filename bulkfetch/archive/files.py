@@ -224,20 +224,41 @@ def whole_file(path: Path) -> Iterator[BufferedRandom]:
 
     Until then what has that name stays. It is private to its owner. After a failure nothing new is
     left; after a kill there may be `.<name>.part`, which the next call replaces.
+
+    Raises:
+        HeldError: another process is writing it.
     """
     part = f".{path.name}.part"
-    with descriptor(path.parent) as directory:
+    with descriptor(path.parent) as directory, open(_hold(part, directory, path), "w+b") as file:
         try:
-            with open(create(part, directory), "w+b") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
             rename(directory, part, path.name)
             os.fsync(directory)
         except BaseException:
             with suppress(OSError):
                 os.unlink(part, dir_fd=directory)
             raise
+
+
+def _hold(part: str, directory: int, path: Path) -> int:
+    """Return a descriptor of an empty file that no other process writes as long as it is open."""
+    opened = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE, dir_fd=directory)
+    # Whoever had it may have given it its name meanwhile.
+    if lock(opened) and _is_at(opened, part, directory):
+        os.fchmod(opened, FILE_MODE)
+        os.ftruncate(opened, 0)
+        return opened
+    os.close(opened)
+    raise HeldError(f"{path} is being written by another process")
+
+
+def _is_at(descriptor: int, name: str, directory: int) -> bool:
+    with suppress(FileNotFoundError):
+        there = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return os.path.samestat(os.fstat(descriptor), there)
+    return False
 
 
 class GrowingFile:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -22,7 +21,7 @@ from bulkfetch.report.gather import Gathered
 from bulkfetch.report.images import images_of
 from bulkfetch.report.page import MOST_IMAGES, write_page
 from bulkfetch.report.pictures import PER_SHEET, Job
-from bulkfetch.report.target import Target, sheet_name
+from bulkfetch.report.target import Target
 from bulkfetch.report.thumbnails import sheets_of
 from bulkfetch.report.timeline import Timeline
 from bulkfetch.status import RunStatus, history
@@ -67,7 +66,7 @@ def make_report(
         tree = tree_at(out)
         identity = archive_at(tree)
     target = Target(to, tree, folder=folder)
-    with Gathered() as gathered, target.sheets() as sheets:
+    with Gathered() as gathered, target.whole() as file:
         with files.named(tree.name):
             status, runs = history(tree)
             notices = status.problems + _read_images(
@@ -83,20 +82,17 @@ def make_report(
         if not isinstance(tree, LocalTree):
             processes = _STORE_PROCESSES
         for number, webp in _sheets(out, gathered, thumbnails, processes, looked_at):
-            if sheets is None:
+            if not target.add_sheet(number, webp):
                 gathered.add_sheet(number, webp)
-            else:
-                _write_private(sheets / sheet_name(number), webp)
-        with target.whole(sheets) as file:
-            write_page(
-                file,
-                facts,
-                gathered,
-                timelines,
-                show_names=show_names,
-                folder=target.folder,
-                archive=_way_to(tree, target),
-            )
+        write_page(
+            file,
+            facts,
+            gathered,
+            timelines,
+            show_names=show_names,
+            folder=target.way_to_sheets,
+            archive=_way_to(tree, target),
+        )
     return str(target.page)
 
 
@@ -148,7 +144,7 @@ def _read_journal(
 ) -> int:
     """Take in a journal, and return how many of its lines are none."""
     torn = 0
-    with tree.open(path) as journal:
+    with files.named(f"{tree.name}/{path}"), tree.open(path) as journal:
         for line in journal:
             event = event_of(line)
             if event is None:
@@ -181,15 +177,8 @@ def _sheets(
         yield number, sheet.webp
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    with files.named(str(path)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, files.FILE_MODE)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-
-
 def _way_to(tree: Tree, target: Target) -> str | None:
     """Return how a link in the page leads to the archive, None where no link can."""
     if not isinstance(tree, LocalTree):
         return None
-    return quote(os.path.relpath(tree.root, target.page.parent))
+    return quote(os.fsencode(os.path.relpath(tree.root, target.page.parent)))

@@ -41,7 +41,7 @@
   // Pictures: sheets of cells, in the page or beside it, each read when it is first looked at.
   const sheets = document.getElementsByClassName("thumbnails");
   const sheetUrl = (sheet) => (data.folder
-    ? `${data.folder}/${String(sheet).padStart(6, "0")}.webp`
+    ? `${data.folder}${String(sheet).padStart(6, "0")}.webp`
     : `data:image/webp;base64,${sheets[sheet].textContent}`);
   const picture = (row, parent) => {
     const place = images.thumbnail[row];
@@ -200,7 +200,7 @@
   $("previous").addEventListener("click", () => turn(page - 1));
   $("next").addEventListener("click", () => turn(page + 1));
   $("final").addEventListener("click", () => turn(pages() - 1));
-  $("page").addEventListener("change", () => turn((Number($("page").value) || 1) - 1));
+  $("page").addEventListener("change", () => turn(Math.trunc(Number($("page").value) || 1) - 1));
   const view = (list) => {
     isList = list;
     $("as-list").setAttribute("aria-pressed", String(list));

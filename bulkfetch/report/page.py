@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import IO
-from urllib.parse import quote
 
 import jinja2
 
@@ -32,14 +30,14 @@ def write_page(
     timelines: Sequence[object],
     *,
     show_names: bool,
-    folder: Path | None,
+    folder: str | None,
     archive: str | None,
 ) -> None:
     """Write the page.
 
     Args:
         timelines: of some runs, the newest first; see `Timeline.steps`.
-        folder: the directory beside the page from which it takes its thumbnails, None where they
+        folder: the way from the page to its sheets of thumbnails, as a URL begins; None where they
             are in it.
         archive: the way from the page to the archive, as a link has it; None where none leads.
     """
@@ -48,7 +46,7 @@ def write_page(
         "images": columns(gathered.images(), show_names=show_names),
         "sheet": {"columns": COLUMNS, "cells": PER_SHEET, "width": WIDTH, "height": HEIGHT},
         "perBlock": PER_BLOCK,
-        "folder": folder and quote(folder.name),
+        "folder": folder,
         "archive": archive,
         "timelines": timelines,
     }

@@ -115,6 +115,9 @@ def _picture(data: bytes) -> Image.Image:
     # A JPEG is decoded to no more pixels than it takes.
     picture.draft("RGB", (2 * WIDTH, 2 * HEIGHT))
     upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith("I"):
+        # Of 16 bits, which `convert` would cut off above 255: all white.
+        upright = upright.convert("I").point(lambda shade: shade / 256).convert("L")
     return upright.convert("RGBA")
 
 

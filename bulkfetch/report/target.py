@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+from urllib.parse import quote
 
 from bulkfetch.archive import Tree, files
 from bulkfetch.archive.tree import LocalTree
@@ -17,7 +17,7 @@ from bulkfetch.errors import ConfigurationError
 
 # How each page begins, so that it is known again.
 BEGINS = '<!doctype html>\n<html lang="en" data-made-by="bulkfetch report">'
-_SHEET = re.compile(r"[0-9]{6}\.webp")
+_SHEET = re.compile(r"[0-9a-f]{8}-[0-9]{6}\.webp")
 
 
 class Target:
@@ -36,6 +36,8 @@ class Target:
             )
         files.check_parent(self.page, "--to")
         self.folder = self.page.with_name(f"{self.page.stem}-thumbnails") if folder else None
+        # No page ever shows another one's pictures, not even one that is open while it is replaced.
+        self._prefix = f"{secrets.token_hex(4)}-"
         with files.named(str(self.page)):
             if not _is_replaceable_page(self.page):
                 raise ConfigurationError(
@@ -48,46 +50,58 @@ class Target:
                     "move it away, or name another page with --to"
                 )
 
-    @contextmanager
-    def sheets(self) -> Iterator[Path | None]:
-        """Yield a new private directory for the sheets, None where they go into the page.
-
-        `page` gives it its name; if that is never done, nothing of it is left.
-        """
+    @property
+    def way_to_sheets(self) -> str | None:
+        """How a sheet's URL begins, as the page has it; None where they go into the page."""
         if self.folder is None:
-            yield None
-            return
-        with files.named(str(self.folder)):
-            made = Path(tempfile.mkdtemp(prefix=".report-", dir=self.folder.parent))
-        try:
-            yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+            return None
+        return quote(os.fsencode(f"{self.folder.name}/{self._prefix}"))
 
-    @contextmanager
-    def whole(self, sheets: Path | None) -> Iterator[IO[bytes]]:
-        """Yield a file to write the page to, which gets its name when the block ends, as sheets do.
+    def add_sheet(self, number: int, webp: bytes) -> bool:
+        """Write a sheet of thumbnails into the directory, beside those of an earlier page.
+
+        Returns False where sheets go into the page.
 
         Raises:
             DestinationError: it cannot be written.
         """
-        with ExitStack() as stack:
-            stack.enter_context(files.named(str(self.page)))
-            yield stack.enter_context(files.whole_file(self.page))
-            if sheets and self.folder:
-                _replace(sheets, self.folder)
+        if self.folder is None:
+            return False
+        with files.named(str(self.folder)):
+            self.folder.mkdir(mode=files.DIRECTORY_MODE, exist_ok=True)
+            self.folder.chmod(files.DIRECTORY_MODE)
+            sheet = self.folder / f"{self._prefix}{number:06}.webp"
+            descriptor = os.open(sheet, os.O_WRONLY | os.O_CREAT | os.O_EXCL, files.FILE_MODE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(webp)
+        return True
 
+    @contextmanager
+    def whole(self) -> Iterator[IO[bytes]]:
+        """Yield a file to write the page to, which gets its name when the block ends.
 
-def _replace(made: Path, folder: Path) -> None:
-    """Give a new directory the name of an earlier one, which goes."""
-    with suppress(FileNotFoundError):
-        # Where the new one was: so it is removed, whatever happens.
-        old = made.with_name(f"{made.name}.old")
-        folder.rename(old)
-        made.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-        return
-    made.rename(folder)
+        Then the sheets of the earlier page go; where that does not come to pass, those that were
+        added.
+
+        Raises:
+            DestinationError: it cannot be written, or another process is at it.
+        """
+        try:
+            with files.named(str(self.page)), files.whole_file(self.page) as file:
+                yield file
+        except BaseException:
+            self._remove_sheets(ours=True)
+            raise
+        self._remove_sheets(ours=False)
+
+    def _remove_sheets(self, *, ours: bool) -> None:
+        with suppress(OSError):
+            for sheet in self.folder.iterdir() if self.folder else ():
+                if _SHEET.fullmatch(sheet.name) and sheet.name.startswith(self._prefix) == ours:
+                    sheet.unlink()
+            if self.folder:
+                # Where nothing is left in it.
+                self.folder.rmdir()
 
 
 def _is_replaceable_page(page: Path) -> bool:
@@ -104,8 +118,3 @@ def _is_replaceable_folder(folder: Path) -> bool:
     if folder.is_symlink() or not folder.is_dir():
         return False
     return all(_SHEET.fullmatch(found.name) for found in folder.iterdir())
-
-
-def sheet_name(number: int) -> str:
-    """Return the name of a sheet's file, from 0."""
-    return f"{number:06}.webp"
