@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import multiprocessing
+import os
 import pkgutil
 import re
 import signal
@@ -26,6 +27,7 @@ from PIL import Image
 
 import bulkfetch as package
 from bulkfetch.archive import tree_at
+from bulkfetch.archive.look import local_folder
 from bulkfetch.errors import BulkfetchError, ConfigurationError, DestinationError, FetchError
 from bulkfetch.report import ADVICE, make_report, thumbnails
 from bulkfetch.report.data import json_for_page
@@ -314,6 +316,15 @@ def test_whatever_stands_in_sidecars_and_journals_there_is_a_page(tmp_path: Path
         "infinite": "archived", "naive": "archived", "negative": "archived", "7-event": "missing",
     }  # fmt: skip
     assert "7 lines of journals cannot be read" in page.read_text()
+
+
+def test_what_is_no_file_is_not_read_as_a_sidecar(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "i.v1.json")
+    with (
+        local_folder(tmp_path.parent, tmp_path.name) as folder,
+        pytest.raises(OSError, match="no file"),
+    ):
+        folder.read("i.v1.json")
 
 
 def test_bytes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None:

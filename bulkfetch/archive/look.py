@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -58,7 +59,11 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """See `Folder.read`."""
-        return files.read(name, self._directory)
+        with files.opened(name, self._directory) as descriptor:
+            # A device may have no end.
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "it is no file")
+            return files.read_to_end(descriptor)
 
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""
