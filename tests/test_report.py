@@ -210,12 +210,15 @@ def test_a_page_goes_over_no_other_file_and_into_no_archive(tmp_path: Path) -> N
     other = tmp_path / "other.html"
     other.write_text("<!doctype html>\n<html>somebody's own")
     (tmp_path / "link.html").symlink_to(other)
+    (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "taken-thumbnails").mkdir()
     (tmp_path / "taken-thumbnails/mine.txt").touch()
     for to, folder, status, words in (
         ("other.html", False, 2, "no page of bulkfetch report: move it away"),
         ("link.html", False, 2, "no page of bulkfetch report"),
         (".", False, 2, "no page of bulkfetch report"),
+        ("/", True, 2, "/ is there, and no page of bulkfetch report"),
+        ("loop", False, 2, "no page of bulkfetch report"),
         ("taken.html", True, 2, "holds no thumbnails of bulkfetch report alone"),
         ("archive/report.html", False, 2, "is in the archive"),
         ("archive/.bulkfetch/report.html", False, 2, "is in the archive"),
@@ -229,6 +232,8 @@ def test_a_page_goes_over_no_other_file_and_into_no_archive(tmp_path: Path) -> N
     assert other.read_text().endswith("somebody's own")
     with pytest.raises(ConfigurationError, match="is no archive"):
         make_report(str(tmp_path / "nowhere"), str(tmp_path / "page.html"))
+    with pytest.raises(BulkfetchError, match="Too many levels of symbolic links"):
+        make_report(str(tmp_path / "loop"), str(tmp_path / "page.html"))
 
 
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, suppress
@@ -29,7 +30,7 @@ def tree_at(out: str) -> Tree:
     """
     out = file_path(out)
     if not is_url(out):
-        return LocalTree(Path(out).resolve())
+        return LocalTree(Path(os.path.realpath(out)))
     # First, since it says which extra is missing.
     store = open_store(out, retries=READ_RETRIES)
     from bulkfetch.archive.store_tree import StoreTree  # noqa: PLC0415  an extra

@@ -29,26 +29,27 @@ class Target:
     """
 
     def __init__(self, to: str, archive: Tree, *, folder: bool) -> None:
-        self.page = Path(to).resolve()
+        with files.named(to):
+            self.page = Path(os.path.realpath(to))
         if isinstance(archive, LocalTree) and self.page.is_relative_to(archive.root):
             raise ConfigurationError(
                 f"{to} is in the archive, where a page has no place: name another with --to"
             )
         files.check_parent(self.page, "--to")
-        self.folder = self.page.with_name(f"{self.page.stem}-thumbnails") if folder else None
-        # No page ever shows another one's pictures, not even one that is open while it is replaced.
-        self._prefix = f"{secrets.token_hex(4)}-"
         with files.named(str(self.page)):
             if not _is_replaceable_page(self.page):
                 raise ConfigurationError(
-                    f"{to} is there, and no page of bulkfetch report: move it away, or name "
+                    f"{self.page} is there, and no page of bulkfetch report: move it away, or name "
                     "another with --to"
                 )
+            self.folder = self.page.with_name(f"{self.page.stem}-thumbnails") if folder else None
             if self.folder and not _is_replaceable_folder(self.folder):
                 raise ConfigurationError(
                     f"{self.folder} is there, and holds no thumbnails of bulkfetch report alone: "
                     "move it away, or name another page with --to"
                 )
+        # No page ever shows another one's pictures, not even one that is open while it is replaced.
+        self._prefix = f"{secrets.token_hex(4)}-"
 
     @property
     def way_to_sheets(self) -> str | None:
