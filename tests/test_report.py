@@ -50,6 +50,7 @@ from tests.conftest import (
 from tests.deadly import deadly_sheet, dies_of
 from tests.stores import Bucket
 from tests.synthetic import add_image, make_empty
+from tests.test_status import put, snapshot, summary
 
 PATIENTS = 24
 
@@ -330,6 +331,24 @@ def test_what_is_no_file_is_not_read_as_a_sidecar(tmp_path: Path) -> None:
         pytest.raises(OSError, match="no file"),
     ):
         folder.read("i.v1.json")
+
+
+def test_a_run_that_was_killed_is_told_until_one_of_as_many_patients_ends_well(
+    tmp_path: Path,
+) -> None:
+    archive = make_empty(tmp_path / "archive")
+    runs: list[tuple[str, dict[str, Any], str]] = [
+        ("progress.json", snapshot(), "The last run did not come to its end"),
+        ("summary.json", summary(), "An earlier run did not come to its end"),
+        ("summary.json", summary(patients={"total": 10}), "All that was listed is in the archive"),
+        ("summary.json", summary(), "All that was listed is in the archive"),
+        ("summary.json", summary(exit_code=4), "The last run did not end well"),
+        ("summary.json", summary(shard="1/2"), "Not every shard has had a run"),
+    ]
+    for number, (name, content, words) in enumerate(runs):
+        put(archive / f".bulkfetch/runs/20260101T00000{number}Z-00000a", name, content)
+        page = Path(make_report(str(archive), str(tmp_path / "page.html"), thumbnails=0))
+        assert f"<strong>{words}</strong>" in page.read_text()
 
 
 def test_bytes_are_those_of_the_files_that_are_there(tmp_path: Path) -> None:

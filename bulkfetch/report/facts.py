@@ -101,7 +101,7 @@ def facts_of(
         archive=tree.name,
         identity=identity,
         status=status,
-        verdict=_verdict(status, patients, states),
+        verdict=_verdict(status, runs, patients, states),
         notices=notices,
         patients=patients,
         sums=gathered.sums(),
@@ -148,7 +148,12 @@ def _troubles(status: Status, gathered: Gathered) -> list[Trouble]:
     return sorted(troubles, key=lambda one: (-one.patients, -one.images, -one.retried, one.kind))
 
 
-def _verdict(status: Status, patients: Mapping[str, int], states: Mapping[str, int]) -> Verdict:
+def _verdict(
+    status: Status,
+    runs: Iterable[RunStatus],
+    patients: Mapping[str, int],
+    states: Mapping[str, int],
+) -> Verdict:
     if status.state is State.none:
         return Verdict("warn", "No run has begun in this archive", "bulkfetch download fills it")
     if status.state is State.running:
@@ -168,13 +173,8 @@ def _verdict(status: Status, patients: Mapping[str, int], states: Mapping[str, i
         return Verdict(
             "bad", f"{counted(failed, 'patient')} failed", "see below what to do about each kind"
         )
-    left = patients["not_reached"] + status.patients.not_reached
-    if left or status.state is State.killed or not status.ok:
-        return Verdict(
-            "warn",
-            "The last run did not come to its end" if left else "The last run did not end well",
-            "run the same command again: it goes on from there",
-        )
+    if cut_short := _cut_short(status, runs, patients):
+        return cut_short
     aside = [
         f"{counted(states[state], 'image')} {words}"
         for state, words in (
@@ -188,3 +188,35 @@ def _verdict(status: Status, patients: Mapping[str, int], states: Mapping[str, i
         "All that was listed is in the archive",
         f"but for {' and '.join(aside)}" if aside else "",
     )
+
+
+def _cut_short(
+    status: Status, runs: Iterable[RunStatus], patients: Mapping[str, int]
+) -> Verdict | None:
+    again = "run its command again: it goes on from there"
+    if status.missing_shards:
+        return Verdict("warn", "Not every shard has had a run", "see below which")
+    if status.patients.not_reached or status.state is State.killed:
+        return Verdict("warn", "The last run did not come to its end", again)
+    if not status.ok:
+        return Verdict("warn", "The last run did not end well", again)
+    if patients["not_reached"] or _is_one_cut_short(runs, status.patients.total):
+        return Verdict("warn", "An earlier run did not come to its end", again)
+    return None
+
+
+def _is_one_cut_short(runs: Iterable[RunStatus], rows: int) -> bool:
+    """Tell whether a run was killed, or left rows, and none of as many `rows` ended well since.
+
+    The rows that a killed run did not reach are in no journal.
+    """
+    for run in runs:
+        if not (numbers := run.numbers):
+            continue
+        total = numbers.patients.total
+        is_short = run.state is State.killed or numbers.patients.not_reached
+        if is_short and total > rows:
+            return True
+        if run.ok:
+            rows = max(rows, total)
+    return False
