@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import bulkfetch as package
-from bulkfetch.archive import tree_at
+from bulkfetch.archive import files, tree_at
 from bulkfetch.archive.look import local_folder
 from bulkfetch.errors import BulkfetchError, ConfigurationError, DestinationError, FetchError
 from bulkfetch.report import ADVICE, make_report, thumbnails
@@ -537,6 +537,24 @@ def test_a_page_that_is_not_finished_leaves_the_earlier_one_its_thumbnails(
         assert target.add_sheet(0, b"another page's")
         raise KeyboardInterrupt
     assert {path: path.read_bytes() for path in tmp_path.glob("page*/*")} == before
+
+
+def test_a_page_that_has_its_name_keeps_its_thumbnails_though_it_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = make_empty(tmp_path / "archive")
+    rename = files.rename
+
+    def rename_and_stop(directory: int, old: str, new: str) -> None:
+        rename(directory, old, new)
+        raise KeyboardInterrupt
+
+    target = Target(str(tmp_path / "page.html"), tree_at(str(archive)), folder=True)
+    monkeypatch.setattr(files, "rename", rename_and_stop)
+    with pytest.raises(KeyboardInterrupt), target.whole():
+        target.add_sheet(0, b"its own")
+    assert (tmp_path / "page.html").exists()
+    assert [path.read_bytes() for path in tmp_path.glob("page*/*")] == [b"its own"]
 
 
 def test_a_page_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:

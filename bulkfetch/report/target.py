@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -81,28 +81,30 @@ class Target:
     def whole(self) -> Iterator[IO[bytes]]:
         """Yield a file to write the page to, which gets its name when the block ends.
 
-        Then the sheets of the earlier page go; where that does not come to pass, those that were
-        added.
+        Whatever happens, the page that has it then keeps its sheets; those of the other one go.
 
         Raises:
             DestinationError: it cannot be written, or another process is at it.
         """
-        try:
-            with files.named(str(self.page)), files.whole_file(self.page) as file:
-                yield file
-        except BaseException:
-            self._remove_sheets(ours=True)
-            raise
-        self._remove_sheets(ours=False)
+        with (
+            ExitStack() as at_last,
+            files.named(str(self.page)),
+            files.whole_file(self.page) as file,
+        ):
+            at_last.callback(self._remove_sheets, os.fstat(file.fileno()))
+            yield file
 
-    def _remove_sheets(self, *, ours: bool) -> None:
+    def _remove_sheets(self, made: os.stat_result) -> None:
+        if self.folder is None:
+            return
         with suppress(OSError):
-            for sheet in self.folder.iterdir() if self.folder else ():
-                if _SHEET.fullmatch(sheet.name) and sheet.name.startswith(self._prefix) == ours:
+            is_there = self.page.exists() and os.path.samestat(made, self.page.stat())
+            for sheet in self.folder.iterdir():
+                is_ours = sheet.name.startswith(self._prefix)
+                if is_ours != is_there and _SHEET.fullmatch(sheet.name):
                     sheet.unlink()
-            if self.folder:
-                # Where nothing is left in it.
-                self.folder.rmdir()
+            # Where nothing is left in it.
+            self.folder.rmdir()
 
 
 def _is_replaceable_page(page: Path) -> bool:
