@@ -15,7 +15,6 @@ from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import ended_by_signals
 from bulkfetch.cli.verify import processes
 from bulkfetch.errors import ConfigurationError
-from bulkfetch.limits import usable_cores
 
 _THUMBNAILS = 2_000
 _NEEDED = ("jinja2", "PIL", "pypdfium2")
@@ -78,8 +77,9 @@ def command_line() -> Parser:
         help="with display names, file names, notes and the manifest's own columns",
     )  # fmt: skip
     parser.add_argument(
-        "--processes", type=processes, default=usable_cores(), metavar="N",
-        help="that make thumbnails side by side; by default as many as there are cores",
+        "--processes", type=processes, metavar="N",
+        help="that make thumbnails side by side; by default as many as there are cores, or 8 for a "
+        "bucket",
     )  # fmt: skip
     return parser
 

@@ -15,6 +15,7 @@ from bulkfetch.archive import Identity, Tree, files, tree_at
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.tree import LocalTree
 from bulkfetch.chain import journals_of
+from bulkfetch.limits import usable_cores
 from bulkfetch.report.advice import ADVICE
 from bulkfetch.report.facts import facts_of
 from bulkfetch.report.gather import Gathered
@@ -44,7 +45,7 @@ def make_report(
     folder: bool = False,
     show_names: bool = False,
     thumbnails: int | None = None,
-    processes: int = 1,
+    processes: int | None = None,
     looked_at: Callable[[str, int], object] = lambda _what, _number: None,
 ) -> str:
     """Make a page of an archive, and return its path.
@@ -55,7 +56,8 @@ def make_report(
         folder: the thumbnails lie in a directory beside it and not in it.
         show_names: people's names and notes, and the manifest's own columns, are in the page.
         thumbnails: how many there are at most; None is all.
-        processes: how many make thumbnails side by side.
+        processes: how many make thumbnails side by side; None is as many as there are cores, or 8
+            of a bucket.
         looked_at: told what was looked at, and how many more.
 
     Raises:
@@ -79,9 +81,8 @@ def make_report(
         )
         if facts.sums.images > MOST_IMAGES:
             gathered.keep(MOST_IMAGES)
-        if not isinstance(tree, LocalTree):
-            processes = _STORE_PROCESSES
-        for number, webp in _sheets(out, gathered, thumbnails, processes, looked_at):
+        usual = usable_cores() if isinstance(tree, LocalTree) else _STORE_PROCESSES
+        for number, webp in _sheets(out, gathered, thumbnails, processes or usual, looked_at):
             if not target.add_sheet(number, webp):
                 gathered.add_sheet(number, webp)
         write_page(
