@@ -302,6 +302,24 @@ def test_a_closed_or_full_standard_stream_is_no_internal_error(
     assert json.loads(summary.read_bytes())["exit_code"] == 0
 
 
+def test_a_run_goes_on_when_nobody_can_be_told_of_it(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(faults=(parse_fault("storage:404@20%"),))
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    nobody, theirs = os.pipe()
+    os.close(nobody)
+    result = subprocess.run(
+        [sys.executable, "-m", "bulkfetch", "download", manifest, "-o", tmp_path / "archive",
+         "--json", "--log-level=debug", "--progress=bar"],
+        stdout=subprocess.PIPE, stderr=theirs, check=False,
+        env={**os.environ, **credentials(simulator)},
+    )  # fmt: skip
+    os.close(theirs)
+    assert result.returncode == 1
+    patients = json.loads(result.stdout)["patients"]
+    assert patients["failed"] > 0
+    assert patients["not_reached"] == 0
+
+
 def test_a_path_object_and_the_home_directory_are_destinations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

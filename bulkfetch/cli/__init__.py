@@ -8,11 +8,17 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from bulkfetch.cli.parser import Parser
+
+# As in `bulkfetch/__init__.py`: it saves an import.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 COMMANDS = {
     "download": "fetch every image of the patients in a manifest",
@@ -35,6 +41,7 @@ DESCRIPTION = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command, and return its exit status (see "Exit status" in the README)."""
     _open_what_is_closed()
+    _let_words_be_lost()
     parser = Parser(
         prog="bulkfetch",
         usage="bulkfetch COMMAND [OPTIONS]",
@@ -101,3 +108,26 @@ def _open_what_is_closed() -> None:
                 os.dup2(device, number)
                 os.close(device)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+class _Lossy(io.FileIO):
+    """A file that drops what cannot be written to it."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        size = memoryview(data).nbytes
+        try:
+            return super().write(data) or size
+        except OSError:
+            return size
+
+
+def _let_words_be_lost() -> None:
+    """Let no disk that is full, nor a terminal or a pipe that is gone, end what is told of."""
+    stderr = sys.__stderr__
+    if stderr is not None and stderr is sys.stderr:
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(_Lossy(2, "w", closefd=False)),
+            stderr.encoding,
+            stderr.errors,
+            line_buffering=True,
+        )
