@@ -157,4 +157,5 @@ class _JSONLines(logging.Formatter):
         if (event := event_of(record)) is not None:
             line["event"] = event
         line["message"] = redact(record.getMessage())
-        return json.dumps({**line, **fields_of(record)}, ensure_ascii=False)
+        # In ASCII, so that it is JSON, and one line, in every encoding and to every reader.
+        return json.dumps({**line, **fields_of(record)})

@@ -153,12 +153,13 @@ NASTY = 'quo"te \\ new\nline \x1b[2J \r \u2028 \0 é 😀'
 def test_json_lines_are_json_whatever_is_said(said: Said) -> None:
     configure(LogLevel.debug, LogFormat.json)
     log = logging.getLogger("bulkfetch.somewhere")
-    log.warning("image %s", NASTY)
+    log.warning("image %s", f"{NASTY}\x85\udcff")
     log.debug("at https://h.invalid/o?X-Goog-Signature=abcd")
     text = said()
-    lines = [json.loads(line) for line in text.split("\n") if line]
+    assert text.isascii()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [line["level"] for line in lines] == ["warning", "debug"]
-    assert lines[0]["message"] == f"image {NASTY}"
+    assert lines[0]["message"] == f"image {NASTY}\x85\udcff"
     assert set(lines[0]) == {"at", "level", "logger", "message"}
     assert lines[0]["logger"] == "bulkfetch.somewhere"
     assert "abcd" not in text
