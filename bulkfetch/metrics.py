@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -56,7 +57,8 @@ class Metrics(Collector):
         self._file = file
         self._address = address
         self._info = {"version": __version__, "shard": shard or ""}
-        self._export = file.stem if file else "bulkfetch"
+        # A name may hold what is no UTF-8.
+        self._export = os.fsencode(file.stem).decode("utf-8", "replace") if file else "bulkfetch"
         self._started_at = time.time()
         self._ended_at: float | None = None
         # Replaced as a whole, since other threads read it.
@@ -177,6 +179,8 @@ class Metrics(Collector):
             server, _ = start_http_server(address.port, address.host, self._registry)
         except OSError as error:
             raise ConfigurationError(f"--metrics-port {address}: {error.strerror}") from None
+        # Who hangs up gets no traceback among the log lines.
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
         log.info(
             "metrics are at http://%s/metrics",
             served := Address(address.host, server.server_port),

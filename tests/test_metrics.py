@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import socket
+import struct
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -181,6 +184,36 @@ def test_a_file_that_can_no_longer_be_written_is_told_and_costs_nothing(
         f"--metrics-file {folder}/x.prom cannot be written: No such file or directory; "
         "the run goes on"
     )
+
+
+def test_a_file_has_the_ending_of_those_that_may_be_replaced(tmp_path: Path) -> None:
+    manifest = write_manifest(tmp_path / "patients.csv", ["p-1"])
+    result = bulkfetch("download", manifest, "-o", tmp_path / "a", f"--metrics-file={manifest}")
+    assert result.status == 2
+    assert "must end in .prom" in result.err
+    assert manifest.read_text() == "patient_id\np-1\n"
+
+
+def test_a_file_whose_name_is_no_utf_8_can_be_read_all_the_same(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"caf\xe9.prom")
+    with Metrics(file, None, None):
+        assert 'export="caf\ufffd"' in file.read_text("utf-8")
+
+
+def test_who_hangs_up_gets_no_traceback_among_the_log_lines(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level(logging.INFO, "bulkfetch")
+    with Metrics(None, Address("127.0.0.1", 0), None):
+        port = vars(caplog.records[0])["fields"]["port"]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            # With this, closing it resets the connection.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/").status == 200
+        for thread in threading.enumerate():
+            if "process_request_thread" in thread.name:
+                thread.join()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_port_may_have_a_host_before_it() -> None:

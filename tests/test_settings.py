@@ -58,7 +58,7 @@ def read(key: str, given: Mapping[str, Any]) -> Any:
 WORDS = ["true", "false", "7", "8", "https://a.invalid", "https://b.invalid", "2026-01-02",
          "2026-01-03", "staging", "local", "csv", "tsv", "plain", "none", "error", "debug",
          "json", "text", "a.invalid", "b.invalid", "1/3", "2/3", "ray",
-         "a/{image_id}.v{version}", "b/{image_id}.v{version}"]  # fmt: skip
+         "a/{image_id}.v{version}", "b/{image_id}.v{version}", "a.prom", "b.prom"]  # fmt: skip
 
 
 def samples(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

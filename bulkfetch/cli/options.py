@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 from pydantic.fields import FieldInfo
 
 from bulkfetch.cli.parser import Parser
@@ -23,8 +22,8 @@ from bulkfetch.settings import (
     Listening,
     Option,
     PathText,
+    PromFile,
     Settings,
-    path_text,
 )
 from bulkfetch.settings.values import Known
 
@@ -50,11 +49,9 @@ class ShownConnection(Connection):
 class DownloadSettings(ShownConnection, Settings):
     """The options of `download`."""
 
-    metrics_file: Annotated[Path | None, BeforeValidator(path_text), Option(OUTPUT, "FILE")] = (
-        Field(
-            default=None,
-            description="write numbers for Prometheus there, such as /srv/textfiles/nightly.prom",
-        )
+    metrics_file: Annotated[PromFile | None, Option(OUTPUT, "FILE")] = Field(
+        default=None,
+        description="write numbers for Prometheus there, such as /srv/textfiles/nightly.prom",
     )
     metrics_port: Annotated[Listening, Option(OUTPUT, "[HOST:]PORT")] = Field(
         default=None, description="serve them at this port, on loopback unless a host is named"

@@ -20,7 +20,7 @@ from bulkfetch.settings.fields import (
 from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, EngineName, Environment, is_loopback
 from bulkfetch.settings.loading import explain, load, unknown_variables
 from bulkfetch.settings.sources import ENV_PREFIX
-from bulkfetch.settings.values import Address, Listening, PathText, path_text
+from bulkfetch.settings.values import Address, Listening, PathText, PromFile
 
 __all__ = [
     "ENV_PREFIX",
@@ -37,11 +37,11 @@ __all__ = [
     "Listening",
     "Option",
     "PathText",
+    "PromFile",
     "Settings",
     "StaticToken",
     "explain",
     "is_loopback",
     "load",
-    "path_text",
     "unknown_variables",
 ]

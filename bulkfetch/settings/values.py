@@ -114,6 +114,13 @@ def _address(value: object) -> object:
     return Address(host, int(port))
 
 
+def _prom_file(path: Path) -> Path:
+    # Else what is replaced may be a manifest, or a device.
+    if path.suffix != ".prom":
+        raise ValueError("must end in .prom: node_exporter reads no other file")
+    return path
+
+
 def _printable(text: str) -> str:
     if not text.strip() or not text.isprintable():
         raise ValueError("must be one line of text")
@@ -130,6 +137,7 @@ PathText = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
 Sides = Annotated[Words, AfterValidator(Known(("FRONT", "BACK")))]
 Statuses = Annotated[Words, AfterValidator(Known((UPLOADED, "PENDING", "FAILED")))]
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
+PromFile = Annotated[Path, BeforeValidator(path_text), AfterValidator(_prom_file)]
 Listening = Annotated[Address | None, NoDecode, BeforeValidator(_address)]
 Share = Annotated[Shard | None, NoDecode, BeforeValidator(_shard)]
 Moment = Annotated[datetime, BeforeValidator(_no_number), AfterValidator(_in_utc)]
