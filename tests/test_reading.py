@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,6 +157,35 @@ async def test_damage_is_never_left_out_in_silence(
             "it is missing: run bulkfetch verify",
             "its bytes are not those that were archived: run bulkfetch verify",
         ]
+
+
+async def test_whatever_lies_in_the_place_of_a_file_is_damage_and_keeps_from_nothing_else(
+    simulator: Simulator, manifest: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "archive"
+    assert download(simulator, manifest, out).status == 0
+    folder, pipe, changed, linked, *_ = (s for s in sidecars(out).values() if s["file"])
+    whole = len(sidecars(out))
+    for sidecar, make in ((folder, os.mkdir), (pipe, os.mkfifo)):
+        sidecar["_path"].unlink()
+        make(sidecar["_path"])
+    text = changed["_path"].read_text()
+    size = changed["file"]["size"]
+    changed["_path"].write_text(text.replace(f'"size": {size}', f'"size": {10**20}'))
+    file = linked["_path"].parent / linked["file"]["path"]
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    found: list[DamagedError] = []
+    async with Archive(out) as archive:
+        images = [image async for image in archive.images(damaged=found.append)]
+        assert len(images) == whole - 2
+        assert {error.path for error in found} == {
+            str(sidecar["_path"].relative_to(out)) for sidecar in (folder, pipe)
+        }
+        for image in images:
+            if image.sidecar.image_id in (linked["image_id"], changed["image_id"]):
+                with pytest.raises(DamagedError):
+                    await archive.read(image)
 
 
 async def test_a_sidecar_leads_to_no_file_but_its_own(
