@@ -165,7 +165,7 @@ async def _started(end: socket.socket, start: HelperStart) -> Process:
         stdout=DEVNULL,
         pass_fds=(end.fileno(), start.budget, *start.writer.locks),
         # Ctrl-C at a terminal is for the first process alone.
-        process_group=0,
+        start_new_session=True,
         env=environment,
     )
 
