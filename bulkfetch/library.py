@@ -13,9 +13,6 @@ from bulkfetch.outcomes import ImageEnded, Outcomes, PatientEnded
 from bulkfetch.pipeline import Run
 from bulkfetch.settings import Settings
 
-# As Ctrl-C ends the command.
-_INTERRUPTED = 130
-
 
 async def run(
     manifest: str | os.PathLike[str], settings: Settings
@@ -75,7 +72,7 @@ async def _end(job: Run, task: asyncio.Task[Summary]) -> None:
     """Wait for a run, ending it in order if it is at work, and at once if this is cancelled."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
-        job.interrupt(_INTERRUPTED)
+        job.interrupt()
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:

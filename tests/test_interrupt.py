@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -10,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from bulkfetch import Settings, Summary
+from bulkfetch.cli import running
+from bulkfetch.manifest import Manifest
+from bulkfetch.pipeline import Run
+from bulkfetch.progress import NoProgress
 from bulkfetch.simulator import Simulator, parse_fault
 from tests.conftest import (
     Result,
@@ -105,3 +111,24 @@ def test_a_signal_before_anything_was_fetched_leaves_nothing(serve: Serve, tmp_p
     assert process.returncode == 130
     assert b"Traceback" not in err
     assert not (tmp_path / "archive").exists()
+
+
+def test_what_a_run_told_of_its_end_stays_true_when_it_is_interrupted_afterwards(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator = serve()
+    for name, value in credentials(simulator).items():
+        monkeypatch.setenv(name, value)
+    path = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+
+    class Late(NoProgress):
+        def close(self) -> None:
+            # The last but one thing that a run does.
+            asyncio.get_running_loop().call_soon(run.interrupt, 130)
+
+    with Manifest(path) as manifest:
+        settings = Settings(out=tmp_path / "archive")
+        run = Run(manifest, manifest.check(), settings, progress=Late())
+        summary = asyncio.run(running.do(run))
+    assert isinstance(summary, Summary)
+    assert summary.exit_code == 0

@@ -49,6 +49,8 @@ from bulkfetch.tally import Tally
 from bulkfetch.transport import Transport, connect
 from bulkfetch.words import counted
 
+# As Ctrl-C ends the command.
+_INTERRUPTED = 130
 _SHOW_EVERY_S = 0.1
 _LOOK_EVERY_S = 1.0
 
@@ -93,6 +95,7 @@ class Run:
         self._tally = Tally(facts.distinct)
         self._main: asyncio.Task[Summary] | None = None
         self._working = False
+        self._is_over = False
         self._signal_status: int | None = None
         self.fatal: BulkfetchError | None = None
         self._services: Services
@@ -103,11 +106,14 @@ class Run:
         self._helpers: Sequence[Member] = []
         self._dealer = Dealer()
 
-    def interrupt(self, exit_status: int) -> None:
+    def interrupt(self, exit_status: int = _INTERRUPTED) -> None:
         """End the run early: the first time in order, the second time at once.
 
         In order means that nothing new is begun and what is in flight has the grace time to end.
+        What was told of a run that has ended stays true.
         """
+        if self._is_over:
+            return
         if self._working and self._signal_status is not None:
             self._here.cancel()
             for helper in self._helpers:
@@ -182,8 +188,13 @@ class Run:
                     self._working = True
                     if first is not None:
                         await self._work(first, answer, rows)
+                except asyncio.CancelledError:
+                    # By the end of the program's event loop, or by a second signal.
+                    self._signal_status = self._signal_status or _INTERRUPTED
+                    raise
                 finally:
                     self._working = False
+                    self._is_over = True
                     self._progress.show(self._sums())
                     self._progress.close()
                     summary = self._close(time.monotonic() - started)
