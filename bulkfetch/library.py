@@ -46,7 +46,9 @@ async def run(
         DestinationError: the archive cannot be written, or another run holds it.
         EngineError: the Ray cluster does not work.
     """
-    with Manifest(
+    # A pipe's or a bucket's manifest is copied first, which may take long.
+    with await asyncio.to_thread(
+        Manifest,
         manifest,
         settings.manifest_format,
         allow_empty=settings.allow_empty,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import threading
 from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
@@ -175,6 +178,48 @@ async def test_after_a_plain_break_the_run_ends_by_itself(
     while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110  nobody tells
         await asyncio.sleep(0.02)
     nothing_is_left()
+
+
+def test_a_run_that_ends_with_its_event_loop_was_interrupted(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_home(serve(storage_latency_s=60), tmp_path, monkeypatch)
+    run = begun()
+
+    async def main() -> None:
+        await anext(run)
+
+    asyncio.run(main())
+    (summary,) = Path("archive").glob(".bulkfetch/runs/*/summary.json")
+    assert json.loads(summary.read_bytes())["interrupted"]
+    assert json.loads(summary.read_bytes())["exit_code"] == 130
+
+
+async def test_an_event_loop_goes_on_while_a_manifest_is_waited_for(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulator = serve()
+    at_home(simulator, tmp_path, monkeypatch)
+    manifest = tmp_path / "patients.csv"
+    text = manifest.read_text("utf-8")
+    manifest.unlink()
+    os.mkfifo(manifest)
+    goes_on = threading.Event()
+    went_on = []
+
+    def write() -> None:
+        went_on.append(goes_on.wait(10))
+        manifest.write_text(text, "utf-8")
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    task = asyncio.create_task(told(begun()))
+    await asyncio.sleep(0.1)
+    goes_on.set()
+    _, patients, _ = await task
+    writing.join()
+    assert went_on == [True]
+    assert len(patients) == 12
 
 
 async def test_being_cancelled_twice_ends_a_run_at_once(
