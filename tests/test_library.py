@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,11 @@ def test_errors_are_of_one_tree() -> None:
     with pytest.raises(bulkfetch.DestinationError):
         bulkfetch.download("patients.csv", Settings(out="patients.csv"))
     assert issubclass(bulkfetch.ManifestError, bulkfetch.BulkfetchError)
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.parametrize("out", [os.fsdecode(b"caf\xe9"), "a\0b"])
+def test_an_archive_that_no_summary_could_tell_of_is_refused(out: str) -> None:
+    with pytest.raises(bulkfetch.DestinationError, match="no path in UTF-8"):
+        bulkfetch.download("patients.csv", Settings(out=out))
+    assert not Path(out.partition("\0")[0]).exists()

@@ -78,11 +78,19 @@ class LocalArchive:
         """Say what is wrong with a destination, creating nothing.
 
         Raises:
-            DestinationError: it is no directory, or cannot be written.
+            DestinationError: it is no directory, cannot be written, or a summary cannot tell where
+                it is.
             ArchiveMismatchError: it is another account's archive.
         """
         root = Path(out)
         with files.named(out):
+            try:
+                # The summary tells where failures are, and is JSON.
+                str(root.resolve()).encode()
+            except ValueError:
+                raise DestinationError(
+                    f"{out!a} is no path in UTF-8: name another with --out"
+                ) from None
             if root.exists():
                 if not root.is_dir():
                     raise DestinationError(f"{out} is a file: name a directory with --out")
