@@ -46,7 +46,7 @@ class _TokenAnswer(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     access_token: SecretStr = Field(min_length=1)
-    expires_in: float = Field(gt=0)
+    expires_in: float = Field(gt=0, allow_inf_nan=False)
 
 
 class _Problem(BaseModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 from collections import defaultdict, deque
@@ -20,7 +19,7 @@ from pydantic import ValidationError
 from bulkfetch.archive import Identity, Tree, files, tree_at
 from bulkfetch.archive.identity import archive_at
 from bulkfetch.archive.look import parse_sidecar, paths_of
-from bulkfetch.archive.tree import read
+from bulkfetch.archive.tree import NO_FILE, read
 from bulkfetch.chain import RUNS, runs_of
 from bulkfetch.errors import DamagedError
 from bulkfetch.models import FileInfo, ManifestRow, Sidecar, Summary
@@ -36,9 +35,6 @@ _LONGEST_SUMMARY = 2**20
 
 # A patient's directory is looked for in all of those above it.
 _NO_BOUND = 2**62
-
-# What opening a directory, a link, a pipe or a socket ends with.
-_OF_ANOTHER_KIND = (errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTDIR)
 
 T = TypeVar("T")
 
@@ -254,10 +250,10 @@ class Archive:
     def _open(self, path: str) -> BinaryIO:
         try:
             return self._tree.open(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DamagedError(path, "it is missing") from None
         except OSError as error:
-            if error.errno not in _OF_ANOTHER_KIND:
+            if error.errno not in NO_FILE:
                 raise
             raise DamagedError(path, "a link or something else lies in its place") from None
 

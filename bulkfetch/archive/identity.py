@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-
 from pydantic import BaseModel, ValidationError
 
 from bulkfetch.archive.base import LAYOUT, Identity
-from bulkfetch.archive.tree import Tree, read
+from bulkfetch.archive.tree import NO_FILE, Tree, read
 from bulkfetch.errors import ArchiveMismatchError, ConfigurationError
 from bulkfetch.logs import plain
 from bulkfetch.paths import PRIVATE, parse_template
 
 IDENTITY_PATH = f"{PRIVATE}/archive.json"
 _LONGEST_BYTES = 2**16
-# A link, a pipe or a directory lies in its place.
-_NO_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 
 
 class _Layout(BaseModel):
@@ -35,7 +31,7 @@ def identity_of(tree: Tree) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if error.errno not in _NO_FILE:
+        if error.errno not in NO_FILE:
             raise
         raise _damaged(tree, f"no regular file ({error.strerror})") from None
     return parsed(tree, text)

@@ -20,6 +20,9 @@ from bulkfetch.errors import PathRefusedError
 from bulkfetch.models import Shard
 from bulkfetch.paths import PRIVATE
 
+NO_FILE = (errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+"""What `Tree.open` fails with where a directory, a link, a pipe or a socket lies."""
+
 
 class Tree(Protocol):
     """What lies in an archive; every method raises `OSError` where it cannot be read."""
