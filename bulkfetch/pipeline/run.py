@@ -11,8 +11,8 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
 
@@ -23,36 +23,33 @@ from bulkfetch.api import API, Tokens
 from bulkfetch.archive import Destination, Identity, OpenArchive
 from bulkfetch.errors import (
     BulkfetchError,
-    ConfigurationError,
     FetchError,
     ProcessDiedError,
     ServiceDownError,
 )
 from bulkfetch.forecast import Forecaster, PatientForecast
 from bulkfetch.journal import Failure, Recorder
-from bulkfetch.limits import fit_to_open_files, processes_for
+from bulkfetch.limits import fit_to_open_files
 from bulkfetch.logs import Event, about
 from bulkfetch.manifest import Manifest, ManifestFacts
 from bulkfetch.measures import InFlight
 from bulkfetch.models import ImageRecord, ManifestRow, PatientState, Summary
 from bulkfetch.outcomes import Outcomes
-from bulkfetch.pipeline.cluster import Cluster
-from bulkfetch.pipeline.crew import Engine, Member, Ties, without_credentials
+from bulkfetch.pipeline.crew import Member, Ties, without_credentials
 from bulkfetch.pipeline.dealing import Dealer, in_batches
+from bulkfetch.pipeline.engines import engine_for
 from bulkfetch.pipeline.patients import GRACE_S, Patients, Services
-from bulkfetch.pipeline.processes import Processes
 from bulkfetch.pipeline.record import Record
+from bulkfetch.pipeline.showing import shown
 from bulkfetch.pipeline.wire import Order, Start
 from bulkfetch.progress import NoProgress, Progress
-from bulkfetch.settings import EngineName, Settings
+from bulkfetch.settings import Settings
 from bulkfetch.tally import Tally
 from bulkfetch.transport import Transport, connect
 from bulkfetch.words import counted
 
 # As Ctrl-C ends the command.
 _INTERRUPTED = 130
-_SHOW_EVERY_S = 0.1
-_LOOK_EVERY_S = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +80,7 @@ class Run:
         self._manifest = manifest
         self._facts = facts
         self._settings = fit_to_open_files(settings)
-        self._engine = _engine_for(self._settings, facts.distinct)
+        self._engine = engine_for(self._settings, facts.distinct)
         self._destination = Destination(settings.out)
         self._progress = progress or NoProgress()
         self._foreseen = foreseen
@@ -287,28 +284,15 @@ class Run:
         except BulkfetchError as error:
             self._fail(error)
 
-    @asynccontextmanager
-    async def _shown(self) -> AsyncIterator[None]:
-        showing = asyncio.create_task(self._show())
-        try:
-            yield
-        finally:
-            showing.cancel()
-            await asyncio.wait([showing])
-            if not showing.cancelled():
-                showing.result()
+    def _shown(self) -> AbstractAsyncContextManager[None]:
+        return shown(self._progress, self._sums, self._let_others_see)
 
-    async def _show(self) -> None:
-        """Show progress, and let others read it and the failures, now and then."""
-        for turn in itertools.count():
-            tally = self._sums()
-            self._progress.show(tally)
-            await asyncio.sleep(_SHOW_EVERY_S)
-            if turn % round(_LOOK_EVERY_S / _SHOW_EVERY_S) == 0 and self._record:
-                try:
-                    await self._record.let_others_see(tally, self._engine.retries.count)
-                except BulkfetchError as error:
-                    self._fail(error)
+    async def _let_others_see(self, tally: Tally) -> None:
+        if self._record:
+            try:
+                await self._record.let_others_see(tally, self._engine.retries.count)
+            except BulkfetchError as error:
+                self._fail(error)
 
     def _sums(self) -> Tally:
         """Return the sums of all processes, and what they have under way."""
@@ -433,16 +417,3 @@ class Run:
             return summary
         # On a full disk this fails too, and the first error is the one to tell.
         return self._record.close(summary, as_far_as_can_be=self.fatal is not None)
-
-
-def _engine_for(settings: Settings, patients: int) -> Engine:
-    is_ray = settings.engine is EngineName.ray
-    if is_ray and settings.processes:
-        raise ConfigurationError("--processes is for --engine local: give --ray-workers")
-    if not is_ray and (settings.ray_address or settings.ray_workers):
-        raise ConfigurationError(
-            "--ray-address and --ray-workers are for --engine ray: give that, too"
-        )
-    if is_ray and not settings.dry_run:
-        return Cluster(settings)
-    return Processes(settings, processes_for(settings, patients))
