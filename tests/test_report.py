@@ -50,7 +50,7 @@ from tests.conftest import (
 from tests.deadly import deadly_sheet, dies_of
 from tests.stores import Bucket
 from tests.synthetic import add_image, make_empty
-from tests.test_status import put, snapshot, summary
+from tests.test_status import RUN, put, snapshot, summary
 
 PATIENTS = 24
 
@@ -179,6 +179,19 @@ def test_every_kind_of_failure_has_its_advice() -> None:
         kinds.add(error.kind)
         left += error.__subclasses__()
     assert ADVICE.keys() == kinds
+
+
+@pytest.mark.parametrize("rows", [{"complete": 2}, {"complete": 1, "not_reached": 1}])
+def test_what_was_tried_again_is_well_only_if_all_was_reached(
+    tmp_path: Path, rows: dict[str, int]
+) -> None:
+    archive = make_empty(tmp_path / "archive")
+    numbers = summary(patients={"total": 2} | rows, retried_by_kind={"connection": 3})
+    put(archive / ".bulkfetch" / "runs" / RUN, "summary.json", numbers)
+    report(archive, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("another try succeeded" in page) is ("not_reached" not in rows)
+    assert (ADVICE["connection"] in page) is ("not_reached" in rows)
 
 
 def test_no_name_note_or_column_is_in_a_page_unless_it_is_asked_for(tmp_path: Path) -> None:
