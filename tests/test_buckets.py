@@ -221,6 +221,18 @@ def test_a_bucket_that_cannot_be_used_is_told_before_anything_is_fetched(
     assert len(result.err.splitlines()) < 4
 
 
+@pytest.mark.parametrize("command", ["verify", "status", "report", "bag --tar x.tar"])
+def test_a_bucket_that_cannot_be_read_is_no_finding(
+    s3_bucket: Bucket, tmp_path: Path, command: str
+) -> None:
+    s3_bucket.proxy.strike(".", refuse(403, "AccessDenied"), times=10**6)
+    name, *options = command.split()
+    result = bulkfetch(name, f"{s3_bucket.url}/export", *options, cwd=tmp_path)
+    assert (result.status, "refused the credentials" in result.err) == (4, True)
+    assert "cannot write" not in result.err
+    assert not list(tmp_path.iterdir())
+
+
 FAULTS: Mapping[str, tuple[str, Fault]] = {
     "throttled": ("^PUT ", refuse(503, "SlowDown")),
     "conflict": ("^PUT ", refuse(409, "ConditionalRequestConflict")),

@@ -139,8 +139,14 @@ def verify(
 
 
 def is_at_work(out: str) -> bool:
-    """Tell whether a run holds the archive now."""
-    return bool(tree_at(out).at_work())
+    """Tell whether a run holds the archive now.
+
+    Raises:
+        ConfigurationError: it is no URL of an archive.
+        DestinationError: it cannot be told.
+    """
+    with files.named(out):
+        return bool(tree_at(out).at_work())
 
 
 class _CheckImages(Protocol):
