@@ -31,9 +31,9 @@ from bulkfetch.stores.answers import translated
 if TYPE_CHECKING:
     from obstore import ObjectMeta, WritableFile
 
-SCHEMES = ("s3", "gs", "az")
 _URL = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]+)://(?P<bucket>[^/?#@]*)(?P<path>/[^?#]*)?")
-# Where each cloud's own tools look for another endpoint than the cloud's; the first wins.
+# By their schemes the stores that are known, and where each cloud's own tools look for another
+# endpoint than the cloud's; the first wins.
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"),
     "gs": ("GOOGLE_BASE_URL",),
@@ -361,8 +361,8 @@ def opened(url: str, retries: int) -> Store:
     shown = plain(url)
     found = _URL.fullmatch(url)
     scheme = found["scheme"].lower() if found else ""
-    if not found or not found["bucket"] or scheme not in SCHEMES:
-        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+    if not found or not found["bucket"] or scheme not in _ENDPOINTS:
+        known = ", ".join(f"{scheme}://" for scheme in _ENDPOINTS)
         raise ConfigurationError(
             f"{shown} is none of the URLs that are known ({known}, each with a bucket; file://)"
         )
