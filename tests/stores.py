@@ -216,6 +216,9 @@ class FaultProxy:
         ) as self._session:
             self._started.set()
             await self._stop.wait()
+            # As in `Simulator.stop`.
+            for _ in range(3):
+                await asyncio.sleep(0)
             await runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
