@@ -11,6 +11,7 @@ import fcntl
 import math
 import os
 import shlex
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -151,6 +152,22 @@ def exists(name: str, directory: int) -> bool:
 def open_to_read(name: str | Path, directory: int | None = None) -> int:
     """Return a descriptor of a file to read; a pipe that lies there is empty, not waited for."""
     return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+
+
+def open_regular(name: str | Path, directory: int | None = None) -> int:
+    """Return a descriptor of a file to read.
+
+    Raises:
+        OSError: something else lies there, such as a device, which may have no end.
+    """
+    descriptor = open_to_read(name, directory)
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return descriptor
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    raise OSError(errno.EINVAL, "it is no file")
 
 
 @contextmanager

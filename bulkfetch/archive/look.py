@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
@@ -59,11 +58,11 @@ class LocalFolder:
 
     def read(self, name: str) -> bytes:
         """See `Folder.read`."""
-        with files.opened(name, self._directory) as descriptor:
-            # A device may have no end.
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "it is no file")
+        descriptor = files.open_regular(name, self._directory)
+        try:
             return files.read_to_end(descriptor)
+        finally:
+            os.close(descriptor)
 
     def size(self, name: str) -> int | None:
         """See `Folder.size`."""

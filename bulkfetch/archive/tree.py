@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -97,7 +96,7 @@ class LocalTree:
         above, _, name = path.rpartition("/")
         directory = self._directory(above)
         try:
-            descriptor = files.open_to_read(name, directory)
+            descriptor = files.open_regular(name, directory)
         except FileNotFoundError:
             segments = segments_of(name, os.listdir(directory))  # noqa: PTH208  the same
             if not segments:
@@ -105,12 +104,6 @@ class LocalTree:
             return joined([self._part(f"{above}/{segment}") for segment in segments])
         finally:
             os.close(directory)
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            os.close(descriptor)
-            if stat.S_ISDIR(mode):
-                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-            raise OSError(errno.EINVAL, "it is no file")
         return os.fdopen(descriptor, "rb")
 
     def flush(self, path: str) -> None:
