@@ -21,7 +21,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bulkfetch.archive.files import named
-from bulkfetch.archive.lock import is_gone
+from bulkfetch.archive.lock import is_gone, owner_of
 from bulkfetch.errors import DestinationError
 from bulkfetch.models import Shard
 from bulkfetch.paths import PRIVATE
@@ -74,11 +74,6 @@ def leases(store: Store) -> Iterator[Lease]:
             found = store.head(path)
             lease = Lease.model_validate_json(store.get(path)[0])
             yield lease.model_copy(update={"modified_at": found.modified_at})
-
-
-def owner_of(shard: Shard | None) -> str:
-    """Name what is held: `2-of-4` for a shard's share, "" for all."""
-    return f"{shard.number}-of-{shard.shares}" if shard else ""
 
 
 class Watch(ABC):

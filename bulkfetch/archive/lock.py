@@ -98,6 +98,11 @@ def at_work(private: Path) -> dict[str, Shard | None]:
     }
 
 
+def owner_of(shard: Shard | None) -> str:
+    """Name what is held: `2-of-4` for a shard's share, "" for all."""
+    return f"{shard.number}-of-{shard.shares}" if shard else WHOLE
+
+
 @contextmanager
 def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
     """Hold an archive, or one shard's share of it, until the context ends.
@@ -105,7 +110,7 @@ def hold(private: Path, run_id: str, shard: Shard | None) -> Iterator[Hold]:
     Raises:
         DestinationError: another run holds it, or a shard of another number of shards does.
     """
-    owner = WHOLE if shard is None else f"{shard.number}-of-{shard.shares}"
+    owner = owner_of(shard)
     with ExitStack() as held:
         with files.named(str(private.parent)), ExitStack() as gate:
             # A run on the whole keeps what is only a gate to a shard.

@@ -21,7 +21,8 @@ from bulkfetch.archive import files
 from bulkfetch.archive.base import Again, Holdings, Identity, Stage, Writer
 from bulkfetch.archive.growing import StoreFile, StoreJournal
 from bulkfetch.archive.identity import IDENTITY_PATH, claimed, identity_for, parsed
-from bulkfetch.archive.lease import Watch, follow, hold, owner_of
+from bulkfetch.archive.lease import Watch, follow, hold
+from bulkfetch.archive.lock import owner_of
 from bulkfetch.archive.look import look, names_of, paths_of
 from bulkfetch.archive.store_folder import Leftovers, StoreFolder, StoreTroubleError, Unused
 from bulkfetch.archive.store_stage import PART_BYTES, Memory, StoreStage
