@@ -81,3 +81,10 @@ def test_an_archive_that_no_summary_could_tell_of_is_refused(out: str) -> None:
     with pytest.raises(bulkfetch.DestinationError, match="no path in UTF-8"):
         bulkfetch.download("patients.csv", Settings(out=out))
     assert not Path(out.partition("\0")[0]).exists()
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_link_that_leads_to_itself_is_no_place_for_an_archive() -> None:
+    Path("loop").symlink_to("loop")
+    with pytest.raises(bulkfetch.DestinationError, match="loop"):
+        bulkfetch.download("patients.csv", Settings(out="loop"))

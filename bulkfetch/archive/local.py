@@ -86,7 +86,7 @@ class LocalArchive:
         with files.named(out):
             try:
                 # The summary tells where failures are, and is JSON.
-                str(root.resolve()).encode()
+                os.path.realpath(out).encode()
             except ValueError:
                 raise DestinationError(
                     f"{out!a} is no path in UTF-8: name another with --out"
