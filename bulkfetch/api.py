@@ -50,7 +50,7 @@ class _TokenAnswer(BaseModel):
 
 
 class _Problem(BaseModel):
-    errorName: str  # noqa: N815  the API's own word
+    error_name: str = Field(alias="errorName")
 
 
 _IMAGES = TypeAdapter(list[ImageRecord])
@@ -372,7 +372,7 @@ def _parse(shape: TypeAdapter[T], body: bytes, what: str) -> T:
 
 def _says_not_found(body: bytes) -> bool:
     try:
-        return _PROBLEM.validate_json(body).errorName == "NotFoundError"
+        return _PROBLEM.validate_json(body).error_name == "NotFoundError"
     except ValidationError:
         return False
 
