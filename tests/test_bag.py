@@ -311,6 +311,12 @@ def test_where_no_bag_can_be_is_status_2_and_nothing_is_touched(
     assert {p for p in state(archive) if p.name != "lock"} <= set(before[1])
 
 
+def test_a_link_that_leads_to_itself_is_no_place_for_a_bag(archive: Path, there: Path) -> None:
+    (there / "loop").symlink_to("loop")
+    result = bag(archive, "--to=loop", there)
+    assert (result.status, "cannot be used" in result.err) == (4, True), result.err
+
+
 def test_an_empty_directory_may_be_there(archive: Path, there: Path) -> None:
     (there / "bag").mkdir()
     assert bag(archive, "--to=bag", there).status == 0

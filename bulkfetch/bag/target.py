@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +40,8 @@ def outside(to: str, archive: Tree, option: str) -> Path:
         ConfigurationError: it would be a part of the archive.
         DestinationError: the directory in which it would be is not there.
     """
-    path = Path(to).resolve()
+    with files.named(to):
+        path = Path(os.path.realpath(to))
     if isinstance(archive, LocalTree) and path.is_relative_to(archive.root):
         raise ConfigurationError(
             f"{to} is in the archive, which a bag cannot be a part of: name another with {option}"
