@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -36,6 +37,7 @@ from tests.conftest import (
     with_mounts_of_its_own,
     write_manifest,
 )
+from tests.pages import page
 from tests.test_secrets import leaks
 from tests.test_transport import http, raw_server
 
@@ -165,6 +167,13 @@ def test_a_person_reads_one_line_a_check_and_what_to_do_below_it(
     assert "retries 5" in settings
     lines = told.splitlines()
     assert lines[0].startswith("ok       settings     ")
+    numbers = re.compile(r"([0-9]+) given, ([0-9]+) by default")
+    here, in_readme = (
+        sum(map(int, found.groups()))
+        for text in (lines[0], page("README.md"))
+        if (found := numbers.search(text))
+    )
+    assert here == in_readme
     at = next(n for n, line in enumerate(lines) if line.startswith("PROBLEM  token        "))
     assert "401" in lines[at]
     assert lines[at + 1].startswith("         what to do: ")
