@@ -94,6 +94,12 @@ def has_some(status: Status) -> bool:
     return status.state is State.running and status.images.downloaded > 20
 
 
+def has_some_in_a_journal(archive: Path) -> bool:
+    """Tell whether one has an image: journals are brought to the disk once a second only."""
+    journals = archive.glob(".bulkfetch/runs/*/journal*")
+    return any(b'"outcome":"downloaded"' in journal.read_bytes() for journal in journals)
+
+
 def balanced(status: dict[str, Any]) -> None:
     patients = dict(status["patients"])
     assert patients.pop("total") == sum(patients.values())
@@ -198,7 +204,7 @@ def test_a_killed_run_is_said_to_be_killed_with_its_last_numbers(
 ) -> None:
     simulator = serve(patients=300, storage_latency_s=0.2)
     with at_it(simulator, archive, f"--processes={processes}") as process:
-        before = wait_until(archive, has_some)
+        before = wait_until(archive, lambda it: has_some(it) and has_some_in_a_journal(archive))
         process.kill()
         process.communicate()
     status, exit_status = told(archive)
