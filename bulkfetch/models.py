@@ -365,6 +365,10 @@ class ToFetch(_Frozen):
     estimated_from: int
 
 
+Filters = dict[str, tuple[str, ...]]
+"""Options that say which images are wanted, by their fields' names; one of its values will do."""
+
+
 class Summary(_Frozen):
     """What a run did; the sums balance.
 
@@ -373,9 +377,9 @@ class Summary(_Frozen):
     same `retries` by the kind of the error. `unlisted` are the images in the archive that were
     found to be no longer listed, by what became of them; `listed_again` those that an earlier row
     brought. `failures` is the path of the manifest of what failed, None where nothing did;
-    `failed_by_kind` counts the same patients by the kind of their first error. Of a `shard`, the
-    sums are those of its own rows. `manifest_sha256` is of the manifest's file, as it was read. A
-    dry run tells what is `to_fetch`.
+    `failed_by_kind` counts the same patients by the kind of their first error. `filters` are the
+    options that said which images were wanted. Of a `shard`, the sums are those of its own rows.
+    `manifest_sha256` is of the manifest's file, as it was read. A dry run tells what is `to_fetch`.
     """
 
     run_id: str
@@ -393,6 +397,7 @@ class Summary(_Frozen):
     retries: int
     retried_by_kind: dict[str, int] = Field(default_factory=dict)
     failed_by_kind: dict[str, int] = Field(default_factory=dict)
+    filters: Filters = Field(default_factory=dict)
     head: str | None = None
     unlisted: dict[Unlisted, int] = Field(default_factory=dict)
     duplicate_rows: int = 0

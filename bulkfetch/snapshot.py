@@ -17,7 +17,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from bulkfetch.archive import OpenArchive, files
 from bulkfetch.errors import DestinationError
 from bulkfetch.measures import InFlight
-from bulkfetch.models import ImageSums, PatientSums
+from bulkfetch.models import Filters, ImageSums, PatientSums
 from bulkfetch.rates import Rate, Speed
 from bulkfetch.tally import Tally
 
@@ -52,6 +52,7 @@ class Snapshot(BaseModel):
     retries: int
     retried_by_kind: dict[str, int] = Field(default_factory=dict)
     failed_by_kind: dict[str, int]
+    filters: Filters = Field(default_factory=dict)
     in_flight: InFlight
     rate: Rate
     mean_rate: Rate
@@ -74,6 +75,7 @@ class SnapshotFile:
         run_id: str,
         *,
         shard: str | None,
+        filters: Filters,
         processes: int,
         started_at: datetime,
         clock: Callable[[], float] = time.monotonic,
@@ -81,6 +83,7 @@ class SnapshotFile:
         self._archive = archive
         self._run_id = run_id
         self._shard = shard
+        self._filters = filters
         self._processes = processes
         self._started_at = started_at
         self._speed = Speed(RATE_OVER_S, clock)
@@ -112,6 +115,7 @@ class SnapshotFile:
             retries=retries,
             retried_by_kind=dict(sorted(tally.measures.retries.items())),
             failed_by_kind=dict(sorted(tally.kinds.items())),
+            filters=self._filters,
             in_flight=tally.in_flight,
             rate=self._speed.rate,
             mean_rate=self._speed.mean,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 # Of 1 for the same word: less, and two options are alike for their dashes.
 _ALIKE = 0.7
@@ -12,6 +13,15 @@ _ALIKE = 0.7
 def counted(number: int, thing: str) -> str:
     """Return a number of things, such as `1 image`, `1,234 images` or `2 queries`."""
     return f"{number:,} {thing if number == 1 else _plural(thing)}"
+
+
+def options_text(options: Mapping[str, Sequence[str]]) -> str:
+    """Return options as a command line has them, each by its field's name and with its values."""
+    return " ".join(
+        f"--{name.replace('_', '-')} {shlex.quote(value)}"
+        for name, values in options.items()
+        for value in values
+    )
 
 
 def did_you_mean(names: Iterable[str], *words: str) -> str:

@@ -25,6 +25,7 @@ FIELDS: Mapping[str, str] = {
     "operator": "`--operator`: who asked",
     "purpose": "`--purpose`: what for",
     "shard": "`--shard`, as `I/N`",
+    "filters": "the options that said which images were wanted: lists of their values, by name",
     "heads": "digests of the last lines of other journals: in a first line of all earlier runs, "
     "in a last one of the run's other processes",
     "patient_id": "the row's",

@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+import re
 import stat
 import time
 from pathlib import Path
@@ -263,7 +264,7 @@ def test_journal_and_summary_tell_every_patient_and_image(
         (["--updated-since", "2199-01-01"], lambda _: False),
     ],
 )
-def test_filters_choose_images_and_count_the_others(
+def test_filters_choose_images_count_the_others_and_are_recorded(
     serve: Serve, tmp_path: Path, manifest: Path, options: list[str], wanted: Any
 ) -> None:
     simulator = serve(patients=30)
@@ -274,6 +275,14 @@ def test_filters_choose_images_and_count_the_others(
     assert set(sidecars(tmp_path / "archive")) == chosen
     assert result.summary["images"]["filtered"] == len(truth) - len(chosen) > 0
     balance(result.summary)
+    option, value = options
+    ((name, (recorded,)),) = result.summary["filters"].items()
+    assert option == "--" + name.replace("_", "-")
+    assert recorded.startswith(value)
+    assert re.search(rf"^filtered by {option} '?{re.escape(value)}", result.err, re.MULTILINE)
+    (journal,) = (tmp_path / "archive").glob(".bulkfetch/runs/*/journal.jsonl")
+    begin = json.loads(journal.read_text().partition("\n")[0])
+    assert begin["filters"] == result.summary["filters"]
 
 
 def test_a_dry_run_writes_nothing_and_says_what_a_run_would_do(

@@ -143,7 +143,7 @@ def test_the_page_tells_the_sums_of_the_last_run_and_what_to_do_about_what_faile
         for name, number in sums.items():
             if name != total:
                 assert f" {name.replace('_', ' ')} {number} " in words
-        assert f"sum, which is all of them {sums[total]} " in words
+        assert f"sum: none is left out {sums[total]} " in words
     failed = summary["failed_by_kind"]["status"]
     retried = summary["retried_by_kind"]["status"]
     assert f"status {failed} {summary['images']['failed']} {retried} {ADVICE['status']}" in words
@@ -192,6 +192,38 @@ def test_what_was_tried_again_is_well_only_if_all_was_reached(
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert ("another try succeeded" in page) is ("not_reached" not in rows)
     assert (ADVICE["connection"] in page) is ("not_reached" in rows)
+
+
+def test_what_a_filter_left_out_is_told_with_the_filter(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve()
+    patients = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    archive = tmp_path / "archive"
+
+    def verdict() -> str:
+        assert report(archive, tmp_path).status == 0
+        page = (tmp_path / "report.html").read_text(encoding="utf-8")
+        return re.sub(r"<[^>]+>", " ", page.partition('class="verdict ')[2].partition("</p>")[0])
+
+    left_out = download(simulator, patients, archive, "--updated-since=2199-01-01").summary
+    number = left_out["images"]["filtered"]
+    by = "--updated-since 2199-01-01T00:00:00+00:00"
+    told = verdict()
+    assert told.startswith("warn")
+    assert "No image is in the archive" in told
+    assert f"{number} images filtered out by {by}" in told
+
+    fronts = download(simulator, patients, archive, "--side=FRONT").summary
+    assert fronts["images"]["downloaded"] > 0
+    told = verdict()
+    assert told.startswith("good")
+    assert "All that was wanted is in the archive" in told
+    assert f"{fronts['images']['filtered']} images filtered out by --side FRONT" in told
+    assert "All that was listed" not in told
+
+    assert download(simulator, patients, archive).status == 0
+    told = verdict()
+    assert "All that was listed is in the archive" in told
+    assert "filtered" not in told
 
 
 def test_no_name_note_or_column_is_in_a_page_unless_it_is_asked_for(tmp_path: Path) -> None:

@@ -401,6 +401,12 @@ def test_a_filter_that_is_nearly_a_word_of_the_api_is_refused(
         load(Settings, {"out": "x", **given})
 
 
+def test_a_declared_type_that_is_no_media_type_takes_a_pattern() -> None:
+    with pytest.raises(ConfigurationError, match=r"such as image/jpeg.* or '\*jpg\*' for"):
+        load(Settings, {"out": "x", "file_type": "image/png,jpg"})
+    assert load(Settings, {"out": "x", "file_type": "*jpg*"}).file_type == ("*jpg*",)
+
+
 def test_a_filter_may_be_a_word_that_the_api_has_not_had_so_far() -> None:
     settings = load(Settings, {"out": "x", "side": "front,INSIDE", "status": "ARCHIVED"})
     assert settings.side == ("front", "INSIDE")

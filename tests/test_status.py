@@ -695,6 +695,7 @@ def test_a_rate_is_that_of_the_last_half_minute_and_the_mean_is_of_all() -> None
         Mock(spec=LocalArchive),
         RUN,
         shard=None,
+        filters={},
         processes=1,
         started_at=datetime.now(UTC),
         clock=lambda: now[0],

@@ -474,9 +474,10 @@ def test_whose_images_a_filter_left_out_is_not_called_complete(
         others = [image for image in images if (image["coverage"] or {}).get("side") != "FRONT"]
         assert line["filtered"] == len(others)
         assert (line["run_id"], line["state"]) == (first["run_id"], "complete")
+        assert line["filters"] == {"side": ["FRONT"]}
     words = bulkfetch("verify", made.archive, "--manifest", made.manifest).err
     left_out = first["images"]["filtered"]
-    assert f"filtered: complete but for {left_out:,} images that a filter left out" in words
+    assert f"filtered: complete but for {left_out:,} images left out by --side FRONT\n" in words
     # Once a run had all, a later filter leaves nothing out.
     assert download(simulator, made.manifest, made.archive).status == 0
     assert verify_rows(made)["filtered"] == 0

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bulkfetch.logs import plain
 from bulkfetch.models import ImageSums, PatientSums, Summary, ToFetch
 from bulkfetch.progress import size_text
-from bulkfetch.words import counted
+from bulkfetch.words import counted, options_text
 
 if TYPE_CHECKING:
     # Commands without a network do without what it takes to load it.
@@ -98,7 +98,7 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
     if summary.to_fetch:
         say(_size_to_fetch(summary.to_fetch))
     if images.filtered and images.filtered == images.listed:
-        say("every image was filtered out: are --side, --file-type, --status as the API says them?")
+        say("every image was filtered out: is that as the API says it?")
     if patients.empty > patients.total / 2:
         say("most patients have no image: are these IDs of this account?")
     if patients.not_reached and may_go_on:
@@ -112,6 +112,8 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
 
 def _remarks(summary: Summary) -> Iterator[str]:
     """Yield what the table does not tell: of images, and of rows that have some in common."""
+    if summary.images.filtered and summary.filters:
+        yield plain(f"filtered by {options_text(summary.filters)}")
     if summary.unlisted:
         became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
         noted = "to be noted" if summary.dry_run else "noted in sidecars"

@@ -22,7 +22,7 @@ from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.models import ManifestRow, label
 from bulkfetch.progress import size_text
 from bulkfetch.verification import ADVICE, Finding, Kind, LastWord, Report, is_at_work, verify
-from bulkfetch.words import counted
+from bulkfetch.words import counted, options_text
 
 # A person reads so many; who wants more has a program for it.
 _TOLD_OF_A_KIND = 20
@@ -104,11 +104,11 @@ def run(argv: Sequence[str]) -> int:
         )
     if given.json:
         print(json.dumps({"report": report.model_dump(mode="json")}))
-    _show(report, telling.filtered)
+    _show(report, telling)
     return 0 if report.ok else 1
 
 
-def _show(report: Report, filtered: int) -> None:
+def _show(report: Report, telling: Telling) -> None:
     rate = size_text(report.bytes / report.seconds) if report.seconds else "0 B"
     say(
         f"{counted(report.images, 'image')}, {report.unlisted:,} of them no longer listed: "
@@ -123,12 +123,14 @@ def _show(report: Report, filtered: int) -> None:
         rows = report.manifest.model_dump()
         told = ", ".join(f"{n:,} {state.replace('_', ' ')}" for state, n in rows.items())
         say(f"rows of the manifest: {told}")
-    if filtered:
-        say(f"filtered: complete but for {counted(filtered, 'image')} that a filter left out")
+    if telling.filtered:
+        images = counted(telling.filtered, "image")
+        by = plain(" or ".join(sorted(telling.filters))) or "a filter"
+        say(f"filtered: complete but for {images} left out by {by}")
     if report.ok:
         say("nothing is missing, changed or stray")
     if not report.manifest:
-        say("whom no run came to, or had no luck with, only --manifest tells")
+        say("who failed or was never asked for, only --manifest tells")
     advise(report)
 
 
@@ -145,12 +147,14 @@ class Telling:
 
     Attributes:
         filtered: the images that a filter left out, of all rows that were attested.
+        filters: which filters did, as a command line has them.
     """
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._told: Counter[Kind] = Counter()
         self.filtered = 0
+        self.filters: set[str] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -172,6 +176,8 @@ class Telling:
     def attested(self, row: ManifestRow, word: LastWord) -> None:
         """Tell a program of a row without an image, or but for what a filter left out."""
         self.filtered += word.filtered
+        if word.filtered and word.filters:
+            self.filters.add(options_text(word.filters))
         if self._as_json:
             ids = {"patient_id": row.patient_id, "coverage_id": row.coverage_id}
             what = "filtered" if word.filtered else "empty"

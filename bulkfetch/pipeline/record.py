@@ -48,11 +48,17 @@ class Record:
             operator=settings.operator,
             purpose=settings.purpose,
             shard=shard,
+            filters=settings.filters or None,
             heads=heads,
         )
         self._failures = FailuresFile(archive.growing("failures.csv"), facts.columns)
         self._snapshots = SnapshotFile(
-            archive, run_id, shard=shard, processes=processes, started_at=started_at
+            archive,
+            run_id,
+            shard=shard,
+            filters=settings.filters,
+            processes=processes,
+            started_at=started_at,
         )
 
     @property

@@ -385,6 +385,7 @@ class Run:
             retries=self._engine.retries.count,
             retried_by_kind=dict(sorted(tally.measures.retries.items())),
             failed_by_kind=dict(sorted(tally.kinds.items())),
+            filters=self._settings.filters,
             unlisted=dict(tally.unlisted),
             duplicate_rows=self._facts.duplicates,
             listed_again=tally.listed_again,

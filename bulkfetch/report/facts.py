@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from bulkfetch.report.advice import ADVICE
 from bulkfetch.report.gather import FailedPatient, Gathered, Sums
 from bulkfetch.report.images import ImageState
 from bulkfetch.status import RunStatus, State, Status
-from bulkfetch.words import counted
+from bulkfetch.words import counted, options_text
 
 _MOST_PATIENTS = 1_000
 _MOST_RUNS = 100
@@ -94,6 +94,7 @@ def facts_of(
     """Return what there is to tell of an archive."""
     patients = gathered.patient_sums()
     facets = {column: (title, _values(gathered.by(column))) for column, title in _FACETS.items()}
+    facets["version"][1].sort(key=lambda one: (one.rest, one.value or 0))
     states = Counter(dict(gathered.by("state")))
     return Facts(
         made_at=datetime.now(UTC),
@@ -101,7 +102,7 @@ def facts_of(
         archive=tree.name,
         identity=identity,
         status=status,
-        verdict=_verdict(status, runs, patients, states),
+        verdict=_verdict(status, runs, patients, states, gathered.runs_that_filtered()),
         notices=notices,
         patients=patients,
         sums=gathered.sums(),
@@ -153,7 +154,9 @@ def _verdict(
     runs: Iterable[RunStatus],
     patients: Mapping[str, int],
     states: Mapping[str, int],
+    filtered_by: Collection[str],
 ) -> Verdict:
+    """Judge by the images' `states`; those that are filtered out are so by these runs' filters."""
     if status.state is State.none:
         return Verdict("warn", "No run has begun in this archive", "bulkfetch download fills it")
     if status.state is State.running:
@@ -175,19 +178,29 @@ def _verdict(
         )
     if cut_short := _cut_short(status, runs, patients):
         return cut_short
-    aside = [
-        f"{counted(states[state], 'image')} {words}"
-        for state, words in (
-            (ImageState.not_uploaded, "not uploaded"),
-            (ImageState.filtered, "filtered out"),
-        )
-        if states[state]
-    ]
-    return Verdict(
-        "good",
-        "All that was listed is in the archive",
-        f"but for {' and '.join(aside)}" if aside else "",
-    )
+    return _whole(runs, states, filtered_by)
+
+
+def _whole(
+    runs: Iterable[RunStatus], states: Mapping[str, int], filtered_by: Collection[str]
+) -> Verdict:
+    aside = []
+    if not_uploaded := states[ImageState.not_uploaded]:
+        aside.append(f"{counted(not_uploaded, 'image')} not uploaded")
+    if filtered := states[ImageState.filtered]:
+        filters = {
+            options_text(run.numbers.filters)
+            for run in runs
+            if run.numbers and run.run_id in filtered_by
+        }
+        by = " or ".join(sorted(filters - {""}))
+        aside.append(f"{counted(filtered, 'image')} filtered out{by and f' by {by}'}")
+    but_for = f"but for {' and '.join(aside)}" if aside else ""
+    if not filtered:
+        return Verdict("good", "All that was listed is in the archive", but_for)
+    if filtered == sum(states.values()):
+        return Verdict("warn", "No image is in the archive", aside[0])
+    return Verdict("good", "All that was wanted is in the archive", but_for)
 
 
 def _cut_short(

@@ -153,6 +153,13 @@ class Gathered:
         query = f"SELECT {column}, count(*) FROM images GROUP BY 1 ORDER BY 2 DESC, 1"  # noqa: S608  a name of ours
         return list(self._rows(query))
 
+    def runs_that_filtered(self) -> set[str]:
+        """Return the IDs of the runs whose filters left out what is not in the archive."""
+        return {
+            run
+            for (run,) in self._rows("SELECT DISTINCT run_id FROM images WHERE state = 'filtered'")
+        }
+
     def keep(self, at_most: int) -> None:
         """Forget images but so many: what is well goes first."""
         self._many(

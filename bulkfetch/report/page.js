@@ -76,7 +76,8 @@
     for (let row = 0; row < total; row += 1) counts.set(of(row), (counts.get(of(row)) || 0) + 1);
     const select = $(column);
     select.append(new Option("any", ""));
-    for (const [value, n] of [...counts].sort((a, b) => b[1] - a[1])) {
+    const order = column === "version" ? (a, b) => a[0] - b[0] : (a, b) => b[1] - a[1];
+    for (const [value, n] of [...counts].sort(order)) {
       const option = new Option(`${column === "state" ? label(value) : value === null ? (column === "type" ? "no file" : "not told") : value} (${number(n)})`, JSON.stringify(value));
       select.append(option);
     }
@@ -386,8 +387,7 @@
         svg.append(drawn("rect", { class: "failed", x: left, width: wide, y: bad, height: good - bad }));
       }
     });
-    const bytes = steps.reduce((sum, one) => sum + one[2], 0);
-    $("rate-bytes").textContent = `${size(bytes / seconds)}/s in the mean`;
+    $("rate-bytes").textContent = `${size(steps.reduce((sum, one) => sum + one[2], 0))} in all`;
     $("rate-failed").hidden = !steps.some((one) => one[3]);
   };
   const drawLatency = (timeline) => {

@@ -17,12 +17,14 @@ from pydantic_settings import (
 
 from bulkfetch.errors import ConfigurationError
 from bulkfetch.manifest import ManifestFormat
+from bulkfetch.models import Filters
 from bulkfetch.paths import DEFAULT_TEMPLATE, TEMPLATE_FIELDS
 from bulkfetch.settings.credentials import ClientCredentials, StaticToken, one_line, read_secret
 from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, HOSTS, EngineName, Environment
 from bulkfetch.settings.sources import ENV_PREFIX, every_key, keys, read_toml
 from bulkfetch.settings.values import (
     BaseURL,
+    FileTypes,
     HostNames,
     Line,
     Moment,
@@ -31,7 +33,6 @@ from bulkfetch.settings.values import (
     Share,
     Sides,
     Statuses,
-    Words,
     path_text,
 )
 
@@ -256,9 +257,9 @@ class Settings(Connection):
     side: Annotated[Sides, Option(_CHOICE, "SIDE")] = Field(
         default=(), description="only this side of the card: FRONT or BACK; repeatable"
     )
-    file_type: Annotated[Words, Option(_CHOICE, "TYPE")] = Field(
+    file_type: Annotated[FileTypes, Option(_CHOICE, "TYPE")] = Field(
         default=(),
-        description="only this declared type, such as image/jpeg or 'image/*'; repeatable",
+        description="only what is declared to be image/jpeg, or 'image/*', say; repeatable",
     )
     status: Annotated[Statuses, Option(_CHOICE, "STATUS")] = Field(
         default=(), description="only this status: UPLOADED, PENDING or FAILED; repeatable"
@@ -302,6 +303,18 @@ class Settings(Connection):
     def storage_hosts(self) -> tuple[str, ...]:
         """Those of `Connection`, and those that were named."""
         return (*GOOGLE_STORAGE_HOSTS, *self.storage_host)
+
+    @property
+    def filters(self) -> Filters:
+        """The options that say which images, as far as they were given."""
+        filters: Filters = {}
+        for name, field in type(self).model_fields.items():
+            if any(isinstance(it, Option) and it.group == _CHOICE for it in field.metadata):
+                value = getattr(self, name)
+                if value:
+                    values = value if isinstance(value, tuple) else (value.isoformat(),)
+                    filters[name] = values
+        return filters
 
 
 class Building(Connection):

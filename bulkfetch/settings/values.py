@@ -58,6 +58,15 @@ class Known:
         return words
 
 
+def _declared_type(text: str) -> str:
+    if not any(sign in text for sign in "/*?"):
+        raise ValueError(
+            "must be a media type such as image/jpeg, or a pattern such as 'image/*', "
+            f"or '*{text}*' for images that are declared in other words"
+        )
+    return text
+
+
 def _host_name(text: str) -> str:
     if not text or any(sign in text for sign in "/:@?#* "):
         raise ValueError("must be a host name alone, such as storage.example.org")
@@ -132,6 +141,9 @@ BaseURL = Annotated[str, AfterValidator(_base_url)]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 HostNames = Annotated[
     tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_split)
+]
+FileTypes = Annotated[
+    tuple[Annotated[str, AfterValidator(_declared_type)], ...], NoDecode, BeforeValidator(_split)
 ]
 PathText = Annotated[str, BeforeValidator(path_text), Field(min_length=1)]
 Sides = Annotated[Words, AfterValidator(Known(("FRONT", "BACK")))]

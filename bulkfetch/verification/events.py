@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
-from bulkfetch.models import ImageOutcome, ImageSums, PatientState, PatientSums, Timestamp
+from bulkfetch.models import Filters, ImageOutcome, ImageSums, PatientState, PatientSums, Timestamp
 from bulkfetch.paths import safe_name
 from bulkfetch.plan import Place
 
@@ -35,6 +35,13 @@ class _OfAnImage(_Line):
     def image(self) -> str:
         """What is the same in the paths of its files."""
         return f"{self.directory}/{self.place.stem}"
+
+
+class StartedEvent(_Line):
+    """The beginning of a run."""
+
+    event: Literal["run_started"]
+    filters: Filters = Field(default_factory=dict)
 
 
 class PatientEvent(_Line):
@@ -100,8 +107,17 @@ class OtherEvent(_Line):
     event: str
 
 
-Event = PatientEvent | ImageEvent | QuarantinedEvent | FinishedEvent | DiedEvent | OtherEvent
+Event = (
+    StartedEvent
+    | PatientEvent
+    | ImageEvent
+    | QuarantinedEvent
+    | FinishedEvent
+    | DiedEvent
+    | OtherEvent
+)
 _TAGS = {
+    "run_started": "started",
     "patient": "patient",
     "image": "image",
     "unlisted": "image",
@@ -118,7 +134,8 @@ def _kind_of(event: object) -> str:
 
 _EVENT: TypeAdapter[Event] = TypeAdapter(
     Annotated[
-        Annotated[PatientEvent, Tag("patient")]
+        Annotated[StartedEvent, Tag("started")]
+        | Annotated[PatientEvent, Tag("patient")]
         | Annotated[ImageEvent, Tag("image")]
         | Annotated[QuarantinedEvent, Tag("quarantined")]
         | Annotated[FinishedEvent, Tag("finished")]

@@ -17,6 +17,7 @@ from bulkfetch.archive.tree import is_there, read
 from bulkfetch.manifest import Manifest
 from bulkfetch.manifest.index import on_disk, private_database
 from bulkfetch.models import (
+    Filters,
     ImageOutcome,
     ImageSums,
     ManifestRow,
@@ -31,6 +32,7 @@ from bulkfetch.verification.events import (
     ImageEvent,
     PatientEvent,
     QuarantinedEvent,
+    StartedEvent,
     event_of,
 )
 from bulkfetch.verification.findings import Checked, Kind, Reconciled, Spoken, key_of
@@ -62,13 +64,15 @@ class _Suspect:
 class LastWord(NamedTuple):
     """What the journals last said of a manifest row: its state, when, and in which run.
 
-    `filtered` are the images that a filter left out, and that are not in the archive.
+    `filtered` are the images that a filter left out, and that are not in the archive; `filters`
+    those of the run.
     """
 
     state: PatientState
     at: str
     run_id: str
-    filtered: int = 0
+    filtered: int
+    filters: Filters
 
 
 class Journals:
@@ -93,6 +97,7 @@ class Journals:
         self._links = Links(tree, self._runs, heads)
         self._suspects: dict[str, _Suspect] = {}
         self._quarantined: dict[str, str] = {}
+        self._filters: dict[str, Filters] = {}
         self.runs = 0
         self.without_summary = 0
         with on_disk(_KEPT):
@@ -142,7 +147,10 @@ class Journals:
                 "SELECT state, at, run_id, filtered FROM said WHERE asked = ?",
                 (_key(patient_id, coverage_id),),
             ).fetchone()
-        return LastWord(PatientState(found[0]), *found[1:]) if found else None
+        if found is None:
+            return None
+        state, at, run_id, filtered = found
+        return LastWord(PatientState(state), at, run_id, filtered, self._filters.get(run_id, {}))
 
     def is_damaged(self, patient_id: str | None, coverage_id: str | None) -> bool:
         """Tell whether a finding speaks of an image that a row with these IDs brought."""
@@ -243,6 +251,8 @@ class Journals:
                 self._note_damage(_key(event.patient_id, event.coverage_id))
             else:
                 self._compare(run_id, event)
+        elif isinstance(event, StartedEvent) and event.filters:
+            self._filters[run_id] = event.filters
         elif isinstance(event, QuarantinedEvent):
             moved = self._quarantined
             moved[event.image] = max(event.at, moved.get(event.image, ""))
