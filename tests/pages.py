@@ -75,11 +75,14 @@ def play(script: Sequence[Step], here: Path, environment: Mapping[str, str]) -> 
     output = here / "output"
     lines = ["set +m", f"exec >{shlex.quote(str(output))} 2>&1 </dev/null"]
     for step in script:
-        lines.append(step.command)
         if step.command.endswith("&"):
-            # It is at work once it has said all that it says.
-            last = shlex.quote(step.shows.splitlines()[-1])
-            lines.append(f"until grep -qF {last} {shlex.quote(str(output))}; do sleep 0.1; done")
+            # It is at work once it has said all that it says, as another one may have before.
+            last = step.shows.splitlines()[-1]
+            said = f"$(grep -cF {shlex.quote(last)} {shlex.quote(str(output))})"
+            lines += [f"before={said}", step.command]
+            lines.append(f"while [ {said} = $before ]; do sleep 0.1; done")
+        else:
+            lines.append(step.command)
         # The next command may ask for the status of this one.
         lines.append(f"(s=$?; echo {shlex.quote(_END)}; exit $s)")
     path = f"{home}:{Path(sys.executable).parent}:{os.environ['PATH']}"

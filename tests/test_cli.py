@@ -77,37 +77,41 @@ def test_the_public_names_are_there_and_no_others() -> None:
 
 
 def test_demo_makes_an_archive_and_the_second_time_all_is_unchanged(tmp_path: Path) -> None:
-    first = bulkfetch("demo", "--patients", "20", cwd=tmp_path)
+    argv = ["demo", "--patients", "20", "--out", "a demo"]
+    first = bulkfetch(*argv, cwd=tmp_path)
     assert first.status == 0, first.err
     assert '"schema_version": 1' in first.err
-    assert "Next:" in first.err
-    assert (tmp_path / "bulkfetch-demo" / "patients.csv").exists()
+    assert f" {shlex.join(argv)}  " in first.err.partition("Next:")[2]
+    assert (tmp_path / "a demo" / "patients.csv").exists()
     downloaded = re.search(r"downloaded +(\d+)", first.err)
     assert downloaded
-    second = bulkfetch("demo", "--patients", "20", cwd=tmp_path)
+    second = bulkfetch(*argv, cwd=tmp_path)
     assert re.search(r"downloaded +0\n", second.err)
     assert re.search(rf"unchanged +{downloaded[1]}\n", second.err)
 
 
-def test_simulate_serves_until_stopped_and_writes_a_manifest(tmp_path: Path) -> None:
-    manifest = tmp_path / "all.csv"
+@pytest.mark.parametrize("options", [[], ["--static-token", "a token"]])
+def test_simulate_says_what_to_type_serves_until_stopped_and_writes_a_manifest(
+    tmp_path: Path, options: list[str]
+) -> None:
+    manifest = tmp_path / "all cards.csv"
     process = start_bulkfetch(
-        ["simulate", "--patients", "5", "--manifest", manifest, "--fault", "storage:503x1"], {}
-    )
+        ["simulate", "--patients", "5", "--manifest", manifest, "--fault", "storage:503x1",
+         *options], {},
+    )  # fmt: skip
     assert process.stdout
+    assert process.stderr
     where = json.loads(process.stdout.readline())
-    environment = {
-        "BULKFETCH_API_URL": where["api_url"],
-        "BULKFETCH_CLIENT_ID": "simulator-demo-client",
-        "BULKFETCH_CLIENT_SECRET": "simulator-demo-secret",
-    }
-    result = bulkfetch(
-        "download", manifest, "--out", tmp_path / "archive", "--json", environment=environment
-    )
+    told = [line.decode() for line in iter(process.stderr.readline, b"Ctrl-C stops\n")]
+    *exports, command = [shlex.split(line) for line in told[1:]]
+    environment = dict(word.split("=", 1) for _export, word in exports)
+    assert environment["BULKFETCH_API_URL"] == where["api_url"]
+    assert ("BULKFETCH_TOKEN" in environment) is bool(options)
+    result = bulkfetch(*command[command.index("download"):], "--json",
+                       environment=environment, cwd=tmp_path)  # fmt: skip
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    process.communicate(timeout=10)
     assert process.returncode == 0
-    assert "Ctrl-C stops" in err.decode()
     assert result.status == 0
     assert result.summary["patients"]["total"] == 5
     assert result.summary["retries"] == result.summary["images"]["downloaded"]

@@ -50,6 +50,11 @@ def test_the_tutorial(tmp_path: Path) -> None:
     played("docs/tutorial.md", tmp_path, {}, **{"8080": str(port), "8081": str(port + 1)})
 
 
+def test_two_nights_to_practise(tmp_path: Path) -> None:
+    port = free_pair()
+    played("docs/nightly.md", tmp_path, {}, **{"8080": str(port), "8081": str(port + 1)})
+
+
 def test_the_page_about_filters(serve: Serve, tmp_path: Path) -> None:
     simulator = serve(patients=50)
     write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))

@@ -97,7 +97,9 @@ def test_the_line_for_cron(serve: Serve, home: Path) -> None:
     assert "cards:" not in done(simulator, home, command).stdout
     assert sidecars(home / "archive")
     script.write_text("#!/bin/sh\nexit 4\n")
-    assert "cards: 4" in done(simulator, home, command).stdout
+    assert f"cards: status 4, see {home}/nightly.log" in done(simulator, home, command).stdout
+    busy = f"flock {shlex.quote(str(home / 'lock'))} sh -euc {shlex.quote(here(command, home))}"
+    assert "cards: status 75," in done(simulator, home, busy).stdout
 
 
 def test_the_numbers_on_the_page_are_those_of_the_code() -> None:

@@ -6,6 +6,7 @@ import inspect
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,19 @@ def test_the_example_makes_a_table_of_an_archive(serve: Serve, tmp_path: Path) -
     )  # fmt: skip
     patients = summary["patients"]["complete"]
     assert f"{summary['images']['listed']} images of {patients} patients" in done.stdout
-    assert "image/jpeg" in done.stdout
-    assert "FRONT" in done.stdout
+    (told,) = re.findall(r"^all .* (\d+)$", done.stdout, re.MULTILINE)
+    assert int(told) == summary["images"]["listed"]
+    of_patient: dict[str, set[str]] = {}
+    for patient in simulator.patient_ids():
+        for image in simulator.expected_images(patient):
+            if image["status"] == "UPLOADED":
+                side = (image["coverage"] or {}).get("side")
+                of_patient.setdefault(patient, set()).update([side] if side else [])
+    sides = Counter(map(len, of_patient.values()))
+    assert sides[0] > 0
+    assert sides[1] > 0
+    assert f"\n{sides[1]} patients with one side alone\n" in done.stdout
+    assert f"\n{sides[0]} patients of whom no side is told\n" in done.stdout
 
 
 def test_what_the_page_shows_runs(

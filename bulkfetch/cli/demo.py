@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -75,7 +76,8 @@ def run(argv: Sequence[str]) -> int:
     for line in _tree(archive):
         say(f"  {line}")
     say(_one_sidecar(archive))
-    say(_NEXT.format(program=running.program(), out=given.out))
+    again = shlex.join(["demo", *argv])
+    say(_NEXT.format(program=running.program(), again=again, archive=shlex.quote(str(archive))))
     return summary.exit_code
 
 
@@ -117,8 +119,8 @@ def _one_sidecar(archive: Path) -> str:
 
 _NEXT = """\
 Next:
-  {program} demo --out {out}     # again: all is unchanged, nothing is fetched twice
-  {program} report {out}/archive  # a page to look at
+  {program} {again}     # again: all is unchanged, nothing is fetched twice
+  {program} report {archive}  # a page to look at
   {program} simulate --help      # an API to practise on, with faults on demand
   export BULKFETCH_CLIENT_ID=... BULKFETCH_CLIENT_SECRET_FILE=...
   {program} download MANIFEST --out archive --dry-run    # your own account

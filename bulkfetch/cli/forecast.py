@@ -8,13 +8,15 @@ from collections.abc import Callable, Mapping
 
 from tqdm import tqdm
 
-from bulkfetch.forecast import PatientForecast
+from bulkfetch.forecast import PatientForecast, Why
 from bulkfetch.logs import plain
 from bulkfetch.models import json_text
 from bulkfetch.progress import size_text
+from bulkfetch.words import counted
 
 # A person reads no more; a program reads all of them.
 _LINES_AT_MOST = 100
+_THINGS = {Why.new_image, Why.new_version}
 
 
 class Teller:
@@ -71,5 +73,8 @@ def _work(forecast: PatientForecast) -> str:
 
 
 def _counts(what: str, counts: Mapping[str, int]) -> str:
-    told = ", ".join(f"{n:,} {why.replace('_', ' ')}" for why, n in counts.items())
+    told = ", ".join(
+        counted(n, why.replace("_", " ")) if why in _THINGS else f"{n:,} {why.replace('_', ' ')}"
+        for why, n in counts.items()
+    )
     return f"{what} {told}" if told else ""

@@ -87,7 +87,7 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
     rate = size_text(summary.bytes / summary.seconds) if summary.seconds else "0 B"
     say(
         f"\n{size_text(summary.bytes)} in {summary.seconds:.1f} s ({rate}/s), "
-        f"retries: {summary.retries}; run {plain(summary.run_id)}"
+        f"retries: {summary.retries}{'' if summary.dry_run else f'; run {plain(summary.run_id)}'}"
     )
     if summary.head:
         say(f"head {summary.head}\n  (keep it elsewhere: verify --head holds the archive to it)")

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import csv
 import json
+import shlex
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from bulkfetch.cli.options import command_parser
 from bulkfetch.cli.parser import Parser
 from bulkfetch.cli.running import program, say
 from bulkfetch.errors import ConfigurationError
+from bulkfetch.settings import ENV_PREFIX
 from bulkfetch.simulator import KINDS, TARGETS, Simulator, SimulatorConfig, parse_fault
 from bulkfetch.words import counted
 
@@ -89,13 +91,13 @@ def run(argv: Sequence[str]) -> int:
     if manifest is not None:
         write_manifest(simulator, manifest)
     try:
-        asyncio.run(_serve(simulator))
+        asyncio.run(_serve(simulator, manifest))
     except OSError as error:
         raise ConfigurationError(f"the port cannot be had: {error.strerror}") from error
     return 0
 
 
-async def _serve(simulator: Simulator) -> None:
+async def _serve(simulator: Simulator, manifest: Path | None) -> None:
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -107,14 +109,16 @@ async def _serve(simulator: Simulator) -> None:
         }
         print(json.dumps(where), flush=True)
         config = simulator.config
-        say(
-            f"serving {counted(config.patients, 'synthetic patient')}; to fetch their cards:\n"
-            f"  export BULKFETCH_API_URL={simulator.api_url}\n"
-            f"  export BULKFETCH_CLIENT_ID={config.client_id}\n"
-            f"  export BULKFETCH_CLIENT_SECRET={config.client_secret}\n"
-            f"  {program()} download MANIFEST --out archive\n"
-            "Ctrl-C stops"
-        )
+        if config.static_token:
+            credentials = {"TOKEN": config.static_token}
+        else:
+            credentials = {"CLIENT_ID": config.client_id, "CLIENT_SECRET": config.client_secret}
+        variables = {"API_URL": simulator.api_url, **credentials}
+        say(f"serving {counted(config.patients, 'synthetic patient')}; to fetch their cards:")
+        for name, value in variables.items():
+            say(f"  export {ENV_PREFIX}{name}={shlex.quote(value)}")
+        source = shlex.quote(str(manifest)) if manifest else "MANIFEST"
+        say(f"  {program()} download {source} --out archive\nCtrl-C stops")
         await stopped.wait()
 
 

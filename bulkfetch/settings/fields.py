@@ -109,7 +109,8 @@ class Connection(BaseSettings):
     max_outage: Annotated[
         float, Field(ge=0, le=86_400, allow_inf_nan=False), Option(_SPEED, "SECONDS")
     ] = Field(
-        default=300.0, description="how long to wait for an API or a storage that stopped working"
+        default=300.0,
+        description="how long to wait for an API or a storage that stops working on the way",
     )
     ca_file: Annotated[Path | None, Option(_CARE, "FILE")] = Field(
         default=None, description="certificate authorities (PEM) to trust, instead of the system's"
@@ -210,7 +211,7 @@ class Settings(Connection):
     """All that a run can be told, each with its bounds: given and refused as a `Connection`."""
 
     out: Annotated[PathText, OUT] = Field(
-        description="the archive: a directory, made if it is not there",
+        description="the archive: a directory, made if it is not there, or a bucket's URL",
     )
     manifest_format: Annotated[ManifestFormat | None, Option(_RUN, "FORM")] = Field(
         default=None,

@@ -38,8 +38,8 @@ class Kind(StrEnum):
 _AGAIN = "run download again: it moves what is left to quarantine and fetches the image anew"
 ADVICE = {
     Kind.missing: _AGAIN,
-    Kind.changed: "run download again, with --force where the size is the same: it moves both to "
-    "quarantine and fetches the image anew",
+    Kind.changed: "run download again, with --force where the size is the same: it moves file and "
+    "sidecar to quarantine and fetches the image anew",
     Kind.torn: _AGAIN,
     Kind.schema: "verify with the version of bulkfetch that wrote it",
     Kind.inconsistent: "see who changed it; restore it from a copy of the archive",

@@ -5,7 +5,7 @@
 # the API's records say of people (names, notes) is left out; add it from `image.sidecar.record`
 # where the table is kept as safe as the archive.
 #
-# `pip install bulkfetch pandas`, then `python table.py ARCHIVE`, or cell by cell in an editor.
+# `pip install . pandas` in a clone, then `python table.py ARCHIVE`, or cell by cell in an editor.
 
 # %%
 import asyncio
@@ -50,10 +50,12 @@ print(f"{len(images):,} images of {images.patient_id.nunique():,} patients")
 
 # %%
 latest = images[images.is_latest]
-print(latest.pivot_table(index="media_type", columns="side", values="image_id", aggfunc="count"))
+told = latest.fillna({"side": "not told", "media_type": "no file"})
+print(pd.crosstab(told.media_type, told.side, margins=True, margins_name="all"))
 
 # %%
-# Patients of whom only one side of a card is there.
+# Patients of whom only one side of a card is there; of some no image says which side it is.
 uploaded = latest[latest.status == "UPLOADED"]
 sides = uploaded.groupby("patient_id").side.nunique()
-print(f"{(sides < 2).sum():,} patients with one side alone")
+print(f"{(sides == 1).sum():,} patients with one side alone")
+print(f"{(sides == 0).sum():,} patients of whom no side is told")
