@@ -36,7 +36,7 @@ _OURS_OR_A_STORES = ("BULKFETCH_", "AWS_", "AZURE_", "GOOGLE_")
 
 # One process runs all tests of a module that shares what takes long to make, or is one of a kind.
 _TOGETHER = tuple(
-    f"tests/test_{name}.py" for name in ("bag", "faults", "ray", "report_page", "site")
+    f"tests/test_{name}.py" for name in ("bag", "chain", "faults", "ray", "report_page", "site")
 )
 
 
@@ -61,6 +61,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(_OURS_OR_A_STORES) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
+    # No test trusts the system's authorities, which take each command 50 ms of CPU to load.
+    monkeypatch.setenv("SSL_CERT_FILE", os.devnull)
 
 
 @contextmanager

@@ -37,15 +37,19 @@ SIGNATURE_WORDS = {
 }
 """What no line and no file may hold of such an answer."""
 
-# moto answers until its standard input is closed, so that it dies with whoever started it.
+# moto answers until its standard input is closed, so that it dies with whoever started it. Its own
+# server looks through all services of Amazon for each request; here S3 is the only one.
 _MOTO = """
 import logging
 import sys
-from moto.server import ThreadedMotoServer
+from threading import Thread
+from moto.moto_server.werkzeug_app import MotoRequestHandler, create_backend_app
+from werkzeug.serving import make_server
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
-server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
+app = create_backend_app("s3")
+server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=MotoRequestHandler)
+Thread(target=server.serve_forever, daemon=True).start()
+print(server.port, flush=True)
 sys.stdin.read()
 """
 _HOP_BY_HOP = ("Connection", "Keep-Alive", "Transfer-Encoding", "Content-Length")

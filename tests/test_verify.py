@@ -408,8 +408,9 @@ def test_every_kind_has_its_advice_and_its_place_in_the_readme() -> None:
 
 
 def strangers(archive: Path, number: int) -> None:
+    image = an_image(archive)
     for name in range(number):
-        an_image(archive).with_name(f"{name:04}.txt").touch()
+        image.with_name(f"{name:04}.txt").touch()
 
 
 @pytest.mark.parametrize("command", ["verify", "bag"])
