@@ -586,6 +586,26 @@ def test_a_destination_that_cannot_be_written(serve: Serve, tmp_path: Path) -> N
         assert "cannot be written" in told.problem.detail
 
 
+def test_where_numbers_are_to_go_is_tried_and_those_there_stay(
+    serve: Serve, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = doctor(serve(), f"--metrics-port={port}")
+        assert told.problem.name == "metrics"
+        assert f"127.0.0.1:{port}" in told.problem.detail
+        assert "--metrics-port" in told.problem.advice
+    told = doctor(serve(), f"--metrics-file={tmp_path / 'nowhere' / 'nightly.prom'}")
+    assert told.problem.name == "metrics"
+    assert "--metrics-file" in told.problem.detail
+    numbers = tmp_path / "nightly.prom"
+    numbers.write_text("last night's")
+    told = doctor(serve(), f"--metrics-file={numbers}", f"--metrics-port={port}")
+    assert told.named("metrics").state == State.ok
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["last night's"]
+    assert "metrics" not in {check.name for check in doctor(serve()).checks}
+
+
 def test_a_full_disk(serve: Serve, tmp_path: Path) -> None:
     within = with_mounts_of_its_own(
         f'mount -t tmpfs -o size=8m none "{tmp_path}" && '

@@ -568,6 +568,21 @@ def test_a_folder_of_thumbnails_is_replaced_as_a_whole(
     assert {path.name for path in tmp_path.iterdir()} == {"cards.html", "cards-thumbnails"}
 
 
+def test_pages_that_differ_in_their_endings_alone_have_folders_of_their_own(
+    tmp_path: Path,
+) -> None:
+    archive = make_empty(tmp_path / "archive")
+    add_image(archive, picture())
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for name in ("cards.html", "cards.htm"):
+        assert report(archive, pages, f"--to={name}", "--folder").status == 0
+    folders = {"cards-thumbnails", "cards.htm-thumbnails"}
+    assert {path.name for path in pages.iterdir()} == {"cards.html", "cards.htm", *folders}
+    for name in ("cards.html", "cards.htm"):
+        assert list(pages.glob(f"{data_of(pages / name)['folder']}*.webp"))
+
+
 def test_a_page_that_is_not_finished_leaves_the_earlier_one_its_thumbnails(
     tmp_path: Path,
 ) -> None:

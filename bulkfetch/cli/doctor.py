@@ -81,7 +81,16 @@ async def _examine(setup: Setup[DoctorSettings], patient: str | None) -> Sums | 
     else:
         _say_settings(setup.every)
     with heeding_signals(interrupt):
-        task = asyncio.create_task(examine(setup, settings.out, patient=patient, told=told))
+        task = asyncio.create_task(
+            examine(
+                setup,
+                settings.out,
+                patient=patient,
+                metrics_file=settings.metrics_file,
+                metrics_address=settings.metrics_port,
+                told=told,
+            )
+        )
         try:
             return await task
         except asyncio.CancelledError:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from bulkfetch.doctor.bucket import Bucket
 from bulkfetch.doctor.checks import Check, Checks, SkippedError, State
-from bulkfetch.doctor.machine import Directory, check_open_files
+from bulkfetch.doctor.machine import Directory, check_metrics, check_open_files
 from bulkfetch.doctor.network import Network
 from bulkfetch.doctor.setup import BY_DEFAULT, Setting, Setup, set_up
-from bulkfetch.settings import Settings
+from bulkfetch.settings import Address, Settings
 from bulkfetch.stores import file_path, is_url
 
 __all__ = ["BY_DEFAULT", "Check", "Setting", "Setup", "State", "Sums", "examine", "set_up"]
@@ -36,6 +37,8 @@ async def examine(
     out: str | None,
     *,
     patient: str | None = None,
+    metrics_file: Path | None = None,
+    metrics_address: Address | None = None,
     told: Callable[[Check], None] = lambda _: None,
     clock: Callable[[], float] = time.time,
 ) -> Sums:
@@ -47,6 +50,8 @@ async def examine(
     Args:
         out: the archive, or its URL; None to leave the destination out.
         patient: whose images to ask for; by default those of one whom the API lists.
+        metrics_file: where a run's numbers are to go; None for nowhere.
+        metrics_address: where they are to be served; None for nowhere.
         clock: gives seconds since 1970.
     """
     longest_s = min(setup.settings.timeout, LONGEST_CHECK_S)
@@ -63,6 +68,7 @@ async def examine(
             checks, tells_where=setup.tells_where, organization_id=network.organization_id
         )
     await check_open_files(checks, settings)
+    await check_metrics(checks, metrics_file, metrics_address)
     return Sums(*(checks.states[state] for state in State))
 
 

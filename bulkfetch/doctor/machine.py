@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import secrets
+import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,7 +24,7 @@ from bulkfetch.limits import files_needed
 from bulkfetch.models import Summary
 from bulkfetch.paths import PRIVATE
 from bulkfetch.progress import size_text
-from bulkfetch.settings import Settings
+from bulkfetch.settings import Address, Settings
 from bulkfetch.words import counted
 
 # Locks, and what has reached the disk, are another machine's affair there. Any that is not named
@@ -153,7 +155,34 @@ async def check_open_files(checks: Checks, settings: Settings) -> None:
     await checks("open files", limit)
 
 
-def _try_to_write(place: Path) -> None:
+async def check_metrics(checks: Checks, file: Path | None, address: Address | None) -> None:
+    """Check where a run's numbers are to go, if anywhere; the numbers that are there stay."""
+    if file or address:
+        await checks("metrics", lambda: aside(lambda: _metrics(file, address)))
+
+
+def _metrics(file: Path | None, address: Address | None) -> str:
+    if find_spec("prometheus_client") is None:
+        raise ProblemError("prometheus-client is not installed", "pip install 'bulkfetch[metrics]'")
+    told = []
+    if file:
+        files.check_parent(file, "--metrics-file")
+        _try_to_write(file.parent, "--metrics-file")
+        told.append(f"{file} can be written")
+    if address:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        try:
+            socket.create_server(address, family=family).close()
+        except OSError as error:
+            raise ProblemError(
+                f"{address} cannot be listened at: {error.strerror}",
+                "name another with --metrics-port",
+            ) from error
+        told.append(f"{address} can be listened at")
+    return ", ".join(told)
+
+
+def _try_to_write(place: Path, option: str = "--out") -> None:
     """Make a hidden file in a directory, and remove it: permissions alone do not tell."""
     name, renamed = (f".{secrets.token_hex(16)}.part" for _ in range(2))
     try:
@@ -174,7 +203,7 @@ def _try_to_write(place: Path) -> None:
     except OSError as error:
         raise ProblemError(
             f"{place} takes no file: {error.strerror or type(error).__name__}",
-            "make it writable, or name another directory with --out",
+            f"make it writable, or name another directory with {option}",
         ) from error
 
 

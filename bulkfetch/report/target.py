@@ -42,7 +42,8 @@ class Target:
                     f"{self.page} is there, and no page of bulkfetch report: move it away, or name "
                     "another with --to"
                 )
-            self.folder = self.page.with_name(f"{self.page.stem}-thumbnails") if folder else None
+            name = f"{self.page.name.removesuffix('.html')}-thumbnails"
+            self.folder = self.page.with_name(name) if folder else None
             if self.folder and not _is_replaceable_folder(self.folder):
                 raise ConfigurationError(
                     f"{self.folder} is there, and holds no thumbnails of bulkfetch report alone: "
