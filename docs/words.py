@@ -116,6 +116,7 @@ KEYS: Mapping[str, str] = {
     "retries": "tries after the first",
     "retried_by_kind": "those tries by the kind of the error that each followed",
     "failed_by_kind": "failed rows by the kind of their first error",
+    "filters": "the options that said which images were wanted: lists of their values, by name",
     "head": "digest of the last line of the run's first journal: keep it elsewhere",
     "duplicate_rows": "rows of the manifest that repeat another",
     "listed_again": "images that an earlier row of the run had brought",

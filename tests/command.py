@@ -2,7 +2,8 @@
 
 A process that has loaded them is forked for each command. What is forked has its own descriptors,
 directory, environment and signals, and ends as the interpreter ends. `python -m bulkfetch` itself
-is what the tests start that look at how it is begun, or begin it by way of another program.
+is what the tests start that look at how it is begun. What pages say to type, and other programs
+start, finds the command on the path as a program that has it done by such a process, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +28,38 @@ from typing import Any, NoReturn
 _ROOT = Path(__file__).parent.parent
 # More than an environment and the arguments of a test.
 _LONGEST = 2**20
+# Signals go on to who does it; who is killed takes that along (`_wait`).
+_PROGRAM = """\
+#!{python} -IS
+import json, os, signal, socket, sys
+there = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, {longest})
+there.connect({address!r})
+told, telling = os.pipe()
+asked = json.dumps((sys.argv[1:], dict(os.environ), os.getcwd())).encode()
+socket.send_fds(there, [asked], (0, 1, 2, telling))
+os.close(telling)
+pid = int.from_bytes(os.read(told, 4), "big")
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) != signal.SIG_IGN:
+        signal.signal(number, lambda number, _: os.kill(pid, number))
+status = os.waitstatus_to_exitcode(int.from_bytes(os.read(told, 4), "big"))
+if status < 0:
+    signal.signal(-status, signal.SIG_DFL)
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
+
+
+def put_on_path(directory: Path) -> Path:
+    """Make a directory and put the command there as `bulkfetch`, for shells; return its path."""
+    directory.mkdir()
+    program = directory / "bulkfetch"
+    _, address = _loaded()
+    text = _PROGRAM.format(python=sys.executable, address=address, longest=_LONGEST)
+    program.write_text(text, encoding="utf-8")
+    program.chmod(0o755)
+    return program
 
 
 class Command(subprocess.Popen[bytes]):
@@ -45,7 +80,8 @@ class Command(subprocess.Popen[bytes]):
         self._told, telling = os.pipe()
         theirs = (stdin, stdout, stderr, telling)
         message = json.dumps((arguments, dict(environment), os.fspath(cwd or Path.cwd())))
-        socket.send_fds(_loaded(), [message.encode()], theirs)
+        requests, _ = _loaded()
+        socket.send_fds(requests, [message.encode()], theirs)
         for descriptor in theirs:
             os.close(descriptor)
         self.pid = int.from_bytes(os.read(self._told, 4), "big")
@@ -68,41 +104,57 @@ class Command(subprocess.Popen[bytes]):
 
 
 @cache
-def _loaded() -> socket.socket:
+def _loaded() -> tuple[socket.socket, str]:
+    """Start the process that has loaded the modules: where this one asks it, and others do."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST)
-    with theirs:
+    directory = tempfile.TemporaryDirectory()
+    address = f"{directory.name}/command"
+    with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+        listening.bind(address)
+        listening.listen()
+        given = [theirs.fileno(), listening.fileno()]
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.command", str(theirs.fileno())],
-            cwd=_ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+            [sys.executable, "-W", "error", "-m", "tests.command", *map(str, given)],
+            cwd=_ROOT, pass_fds=given, stdin=subprocess.DEVNULL,
         )  # fmt: skip
 
     def end() -> None:
         ours.close()
         process.wait()
+        directory.cleanup()
 
     atexit.register(end)
-    return ours
+    return ours, address
 
 
-def _next(requests: socket.socket) -> list[str]:
+def _next(requests: socket.socket, listening: socket.socket) -> list[str]:
     """Wait for what is asked; in the process that is forked to do it, return its arguments."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        message, descriptors, *_ = socket.recv_fds(requests, _LONGEST, 4)
-        if not message:
+        ready, _, _ = select.select([requests, listening], [], [])
+        asking = requests if requests in ready else listening.accept()[0]
+        message, descriptors, *_ = socket.recv_fds(asking, _LONGEST, 4)
+        if asking is requests and not message:
             os._exit(0)
-        if os.fork() == 0:
+        program = None if asking is requests else asking
+        # A program that was killed has asked nothing.
+        if message and os.fork() == 0:
             requests.close()
+            listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             *streams, telling = descriptors
             if (pid := os.fork()) == 0:
                 os.close(telling)
+                if program:
+                    program.close()
                 return _become(streams, *json.loads(message))
-            _wait(pid, streams, telling)
+            _wait(pid, streams, telling, program)
         for descriptor in descriptors:
             os.close(descriptor)
+        if program:
+            program.close()
 
 
 def _become(
@@ -118,12 +170,17 @@ def _become(
     return arguments
 
 
-def _wait(pid: int, streams: list[int], telling: int) -> NoReturn:
+def _wait(pid: int, streams: list[int], telling: int, program: socket.socket | None) -> NoReturn:
     for stream in streams:
         os.close(stream)
     os.write(telling, pid.to_bytes(4, "big"))
+    if program:
+        child = os.pidfd_open(pid)
+        if child not in select.select([child, program.fileno()], [], [])[0]:
+            os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
-    os.write(telling, status.to_bytes(4, "big"))
+    with suppress(BrokenPipeError):
+        os.write(telling, status.to_bytes(4, "big"))
     os._exit(0)
 
 
@@ -133,4 +190,4 @@ if __name__ == "__main__":
     for name in COMMANDS:
         importlib.import_module(f"bulkfetch.cli.{name}")
     gc.freeze()
-    sys.exit(main(_next(socket.socket(fileno=int(sys.argv[1])))))
+    sys.exit(main(_next(*(socket.socket(fileno=int(given)) for given in sys.argv[1:]))))

@@ -19,6 +19,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.command import put_on_path
+
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 280
 """For all that a page says: some start the command twenty times."""
@@ -67,11 +69,7 @@ def steps(text: str) -> list[Step]:
 
 def play(script: Sequence[Step], here: Path, environment: Mapping[str, str]) -> list[str]:
     """Type the commands into one shell, in the directory `here`, and return what each shows."""
-    home = here / "bin"
-    home.mkdir()
-    command = home / "bulkfetch"
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bulkfetch "$@"\n')
-    command.chmod(0o755)
+    home = put_on_path(here / "bin").parent
     output = here / "output"
     lines = ["set +m", f"exec >{shlex.quote(str(output))} 2>&1 </dev/null"]
     for step in script:

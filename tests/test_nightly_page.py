@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from bulkfetch.building import cursor, scan
 from bulkfetch.building.build import LISTINGS_AT_MOST
 from bulkfetch.simulator import Simulator
+from tests.command import put_on_path
 from tests.conftest import Serve, credentials, sidecars
 
 PAGE = (Path(__file__).parents[1] / "docs" / "nightly.md").read_text(encoding="utf-8")
@@ -29,10 +29,7 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """What is `/srv/cards` on the page, with the command beside it."""
-    command = tmp_path / "bin" / "bulkfetch"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bulkfetch "$@"\n')
-    command.chmod(0o755)
+    put_on_path(tmp_path / "bin")
     return tmp_path
 
 

@@ -8,7 +8,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from bulkfetch import status
 from bulkfetch.archive.lease import LEASE_S
 from bulkfetch.simulator import Simulator
 from bulkfetch.stores import open_store
+from tests.command import put_on_path
 from tests.conftest import Result, Serve, bulkfetch, credentials, sidecars, write_manifest
 from tests.faulty import intact
 from tests.stores import SECRET, Bucket
@@ -51,10 +51,7 @@ def simulator(serve: Serve) -> Simulator:
 def home(simulator: Simulator, tmp_path: Path) -> Path:
     """Where the page's commands are run: the manifest, and the command on the path."""
     write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
-    command = tmp_path / "bin" / "bulkfetch"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m bulkfetch "$@"\n')
-    command.chmod(0o755)
+    put_on_path(tmp_path / "bin")
     return tmp_path
 
 
@@ -90,7 +87,10 @@ def test_xargs_tells_that_one_of_them_failed_and_status_which_is_missing(
     simulator: Simulator, home: Path
 ) -> None:
     command = home / "bin" / "bulkfetch"
-    command.write_text(f'#!/bin/sh\ncase "$*" in *3/8) exit 1; esac\n{command.read_text()}')
+    well = command.rename(home / "bin" / "well")
+    script = f'#!/bin/sh\ncase "$*" in *3/8) exit 1; esac\nexec {shlex.quote(str(well))} "$@"\n'
+    command.write_text(script)
+    command.chmod(0o755)
     result = done(simulator, home, ["sh", "-euc", XARGS])
     assert result.returncode == 123, result.stderr
     assert "else 123" in PAGE
