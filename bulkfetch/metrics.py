@@ -66,7 +66,9 @@ class Metrics(Collector):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._is_over = threading.Event()
-        self._writer = threading.Thread(target=self._write_at_times, name="metrics", daemon=True)
+        self._writer = threading.Thread(
+            target=self._write_at_times, args=(file,), name="metrics", daemon=True
+        )
         self._server: WSGIServer | None = None
 
     def __enter__(self) -> Self:
@@ -74,7 +76,7 @@ class Metrics(Collector):
             self._server = self._serving(self._address)
         if self._file is not None:
             try:
-                write_to_textfile(str(self._file), self._registry)
+                self._write(self._file)
             except OSError as error:
                 raise ConfigurationError(f"--metrics-file {self._file}: {error.strerror}") from None
             self._writer.start()
@@ -188,19 +190,24 @@ class Metrics(Collector):
         )
         return server
 
-    def _write_at_times(self) -> None:
+    def _write(self, file: Path) -> None:
+        write_to_textfile(str(file), self._registry)
+        # node_exporter is another user, whatever umask a job has that keeps the rest to itself.
+        file.chmod(0o644)
+
+    def _write_at_times(self, file: Path) -> None:
         is_told = False
         is_last = False
         while not is_last:
             is_last = self._is_over.wait(WRITE_EVERY_S)
             try:
-                write_to_textfile(str(self._file), self._registry)
+                self._write(file)
                 is_told = False
             except OSError as error:
                 if not is_told:
                     log.warning(
                         "--metrics-file %s cannot be written: %s; the run goes on",
-                        self._file,
+                        file,
                         error.strerror,
                         extra=about(Event.metrics_not_written, error=error.strerror),
                     )

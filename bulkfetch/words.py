@@ -15,13 +15,14 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing if number == 1 else _plural(thing)}"
 
 
-def options_text(options: Mapping[str, Sequence[str]]) -> str:
-    """Return options as a command line has them, each by its field's name and with its values."""
-    return " ".join(
+def filters_text(filters: Mapping[str, Sequence[str]]) -> str:
+    """Return the options that said which images were wanted, as a command line has them."""
+    options = (
         f"--{name.replace('_', '-')} {shlex.quote(value)}"
-        for name, values in options.items()
+        for name, values in filters.items()
         for value in values
     )
+    return " ".join(options) or "filters that are not recorded"
 
 
 def did_you_mean(names: Iterable[str], *words: str) -> str:

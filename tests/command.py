@@ -36,14 +36,20 @@ there = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, {longest})
 there.connect({address!r})
 told, telling = os.pipe()
-asked = json.dumps((sys.argv[1:], dict(os.environ), os.getcwd())).encode()
+os.umask(umask := os.umask(0))
+asked = json.dumps((sys.argv[1:], dict(os.environ), os.getcwd(), umask)).encode()
 socket.send_fds(there, [asked], (0, 1, 2, telling))
 os.close(telling)
 pid = int.from_bytes(os.read(told, 4), "big")
+if not pid:
+    sys.exit("the process that has loaded the modules is dead")
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
     if signal.getsignal(number) != signal.SIG_IGN:
         signal.signal(number, lambda number, _: os.kill(pid, number))
-status = os.waitstatus_to_exitcode(int.from_bytes(os.read(told, 4), "big"))
+ended = os.read(told, 4)
+if not ended:
+    sys.exit("the process that waits for it is dead")
+status = os.waitstatus_to_exitcode(int.from_bytes(ended, "big"))
 if status < 0:
     signal.signal(-status, signal.SIG_DFL)
     os.kill(os.getpid(), -status)
@@ -79,7 +85,8 @@ class Command(subprocess.Popen[bytes]):
         stdin, _, _, stdout, _, stderr = others[9:15]
         self._told, telling = os.pipe()
         theirs = (stdin, stdout, stderr, telling)
-        message = json.dumps((arguments, dict(environment), os.fspath(cwd or Path.cwd())))
+        os.umask(umask := os.umask(0))
+        message = json.dumps((arguments, dict(environment), os.fspath(cwd or Path.cwd()), umask))
         requests, _ = _loaded()
         socket.send_fds(requests, [message.encode()], theirs)
         for descriptor in theirs:
@@ -158,7 +165,7 @@ def _next(requests: socket.socket, listening: socket.socket) -> list[str]:
 
 
 def _become(
-    streams: list[int], arguments: list[str], environment: dict[str, str], cwd: str
+    streams: list[int], arguments: list[str], environment: dict[str, str], cwd: str, umask: int
 ) -> list[str]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
@@ -167,6 +174,7 @@ def _become(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    os.umask(umask)
     return arguments
 
 

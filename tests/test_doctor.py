@@ -598,6 +598,11 @@ def test_where_numbers_are_to_go_is_tried_and_those_there_stay(
     told = doctor(serve(), f"--metrics-file={tmp_path / 'nowhere' / 'nightly.prom'}")
     assert told.problem.name == "metrics"
     assert "--metrics-file" in told.problem.detail
+    assert "--out" not in told.problem.advice
+    (tmp_path / "a.prom").mkdir()
+    told = doctor(serve(), f"--metrics-file={tmp_path / 'a.prom'}")
+    assert "is a directory" in told.problem.detail
+    (tmp_path / "a.prom").rmdir()
     numbers = tmp_path / "nightly.prom"
     numbers.write_text("last night's")
     told = doctor(serve(), f"--metrics-file={numbers}", f"--metrics-port={port}")

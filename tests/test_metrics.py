@@ -119,6 +119,18 @@ def test_while_a_run_goes_on_its_numbers_are_at_the_port_and_in_the_file(
         urllib.request.urlopen(url)
 
 
+def test_everybody_may_read_the_file_whatever_the_umask(serve: Serve, tmp_path: Path) -> None:
+    simulator = serve(patients=2)
+    manifest = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))
+    file = tmp_path / "nightly.prom"
+    before = os.umask(0o077)
+    try:
+        assert download(simulator, manifest, tmp_path / "a", f"--metrics-file={file}").status == 0
+    finally:
+        os.umask(before)
+    assert file.stat().st_mode & 0o777 == 0o644
+
+
 def test_what_keeps_a_run_from_beginning_is_in_the_file(serve: Serve, tmp_path: Path) -> None:
     simulator = serve(patients=2)
     good = write_manifest(tmp_path / "patients.csv", list(simulator.patient_ids()))

@@ -143,7 +143,7 @@ def test_the_page_tells_the_sums_of_the_last_run_and_what_to_do_about_what_faile
         for name, number in sums.items():
             if name != total:
                 assert f" {name.replace('_', ' ')} {number} " in words
-        assert f"sum: none is left out {sums[total]} " in words
+        assert f"sum: each is counted once {sums[total]} " in words
     failed = summary["failed_by_kind"]["status"]
     retried = summary["retried_by_kind"]["status"]
     assert f"status {failed} {summary['images']['failed']} {retried} {ADVICE['status']}" in words
@@ -257,8 +257,8 @@ def test_a_page_goes_over_no_other_file_and_into_no_archive(tmp_path: Path) -> N
     other.write_text("<!doctype html>\n<html>somebody's own")
     (tmp_path / "link.html").symlink_to(other)
     (tmp_path / "loop").symlink_to("loop")
-    (tmp_path / "taken-thumbnails").mkdir()
-    (tmp_path / "taken-thumbnails/mine.txt").touch()
+    (tmp_path / "taken.html-thumbnails").mkdir()
+    (tmp_path / "taken.html-thumbnails/mine.txt").touch()
     for to, folder, status, words in (
         ("other.html", False, 2, "no page of bulkfetch report: move it away"),
         ("link.html", False, 2, "no page of bulkfetch report"),
@@ -508,7 +508,10 @@ def test_a_bucket_is_listed_once_and_has_the_same_page(
     assert len(read) == len(set(read)) == images["listed"]
     lists = [one.what for one in bucket.proxy.asked if "list-type" in one.what]
     assert len([one for one in lists if "prefix=" not in one]) == 1
-    assert sorted(path.name for path in pages.iterdir()) == ["report-thumbnails", "report.html"]
+    assert sorted(path.name for path in pages.iterdir()) == [
+        "report.html-thumbnails",
+        "report.html",
+    ]
 
 
 def test_a_run_at_work_is_told_as_far_as_it_is(serve: Serve, tmp_path: Path) -> None:
@@ -554,18 +557,18 @@ def test_a_folder_of_thumbnails_is_replaced_as_a_whole(
     made: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     archive, _ = made
-    folder = tmp_path / "cards-thumbnails"
+    folder = tmp_path / "cards.html-thumbnails"
     folder.mkdir()
     (folder / "0123abcd-000099.webp").touch()
     assert report(archive, tmp_path, "--to=cards.html", "--folder").status == 0
     names = sorted(path.name for path in folder.iterdir())
     begins = data_of(tmp_path / "cards.html")["folder"]
-    assert begins != "cards-thumbnails/0123abcd-"
-    assert [f"cards-thumbnails/{name}" for name in names] == [f"{begins}000000.webp"]
+    assert begins != "cards.html-thumbnails/0123abcd-"
+    assert [f"cards.html-thumbnails/{name}" for name in names] == [f"{begins}000000.webp"]
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert part_of((tmp_path / "cards.html").read_text(), "text/plain", "thumbnails") == []
-    assert {path.name for path in tmp_path.iterdir()} == {"cards.html", "cards-thumbnails"}
+    assert {path.name for path in tmp_path.iterdir()} == {"cards.html", "cards.html-thumbnails"}
 
 
 def test_pages_that_differ_in_their_endings_alone_have_folders_of_their_own(
@@ -575,11 +578,12 @@ def test_pages_that_differ_in_their_endings_alone_have_folders_of_their_own(
     add_image(archive, picture())
     pages = tmp_path / "pages"
     pages.mkdir()
-    for name in ("cards.html", "cards.htm"):
+    for name in ("cards.html", "cards.htm", "cards"):
         assert report(archive, pages, f"--to={name}", "--folder").status == 0
-    folders = {"cards-thumbnails", "cards.htm-thumbnails"}
-    assert {path.name for path in pages.iterdir()} == {"cards.html", "cards.htm", *folders}
-    for name in ("cards.html", "cards.htm"):
+    names = {"cards.html", "cards.htm", "cards"}
+    folders = {f"{name}-thumbnails" for name in names}
+    assert {path.name for path in pages.iterdir()} == names | folders
+    for name in ("cards.html", "cards.htm", "cards"):
         assert list(pages.glob(f"{data_of(pages / name)['folder']}*.webp"))
 
 

@@ -319,7 +319,7 @@ def test_a_folder_of_thumbnails_is_looked_into_when_it_is_needed(
     page.wait_for_function("document.querySelector('.cell img').naturalWidth > 0")
     sheets = {url.rpartition("/")[2] for url in asked if url.endswith(".webp")}
     assert any(sheet.endswith("-000000.webp") for sheet in sheets)
-    assert len(sheets) < len(list((tmp_path / "page-thumbnails").iterdir()))
+    assert len(sheets) < len(list((tmp_path / "page.html-thumbnails").iterdir()))
 
 
 def test_a_printed_page_has_the_sums_and_no_buttons(page: Page, report: Path) -> None:

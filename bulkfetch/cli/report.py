@@ -66,7 +66,7 @@ def command_line() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--folder", action="store_true",
-        help="put all thumbnails into a directory beside the page, such as report-thumbnails",
+        help="put all thumbnails into a directory beside the page, such as report.html-thumbnails",
     )  # fmt: skip
     parser.add_argument(
         "--thumbnails", type=_number, metavar="N",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from bulkfetch.logs import plain
 from bulkfetch.models import ImageSums, PatientSums, Summary, ToFetch
 from bulkfetch.progress import size_text
-from bulkfetch.words import counted, options_text
+from bulkfetch.words import counted, filters_text
 
 if TYPE_CHECKING:
     # Commands without a network do without what it takes to load it.
@@ -112,8 +112,8 @@ def show(summary: Summary, out: str, *, may_go_on: bool = True) -> None:
 
 def _remarks(summary: Summary) -> Iterator[str]:
     """Yield what the table does not tell: of images, and of rows that have some in common."""
-    if summary.images.filtered and summary.filters:
-        yield plain(f"filtered by {options_text(summary.filters)}")
+    if summary.images.filtered:
+        yield plain(f"filtered by {filters_text(summary.filters)}")
     if summary.unlisted:
         became = ", ".join(f"{n:,} {word}" for word, n in summary.unlisted.items())
         noted = "to be noted" if summary.dry_run else "noted in sidecars"

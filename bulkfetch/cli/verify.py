@@ -22,7 +22,7 @@ from bulkfetch.manifest import Manifest, ManifestFormat
 from bulkfetch.models import ManifestRow, label
 from bulkfetch.progress import size_text
 from bulkfetch.verification import ADVICE, Finding, Kind, LastWord, Report, is_at_work, verify
-from bulkfetch.words import counted, options_text
+from bulkfetch.words import counted, filters_text
 
 # A person reads so many; who wants more has a program for it.
 _TOLD_OF_A_KIND = 20
@@ -125,7 +125,7 @@ def _show(report: Report, telling: Telling) -> None:
         say(f"rows of the manifest: {told}")
     if telling.filtered:
         images = counted(telling.filtered, "image")
-        by = plain(" or ".join(sorted(telling.filters))) or "a filter"
+        by = plain(" or ".join(sorted(telling.filters)))
         say(f"filtered: complete but for {images} left out by {by}")
     if report.ok:
         say("nothing is missing, changed or stray")
@@ -176,8 +176,8 @@ class Telling:
     def attested(self, row: ManifestRow, word: LastWord) -> None:
         """Tell a program of a row without an image, or but for what a filter left out."""
         self.filtered += word.filtered
-        if word.filtered and word.filters:
-            self.filters.add(options_text(word.filters))
+        if word.filtered:
+            self.filters.add(filters_text(word.filters))
         if self._as_json:
             ids = {"patient_id": row.patient_id, "coverage_id": row.coverage_id}
             what = "filtered" if word.filtered else "empty"

@@ -20,6 +20,7 @@ from bulkfetch.archive.local import LocalArchive
 from bulkfetch.archive.lock import at_work
 from bulkfetch.archive.tree import LocalTree
 from bulkfetch.doctor.checks import Checks, ProblemError, SkippedError, aside
+from bulkfetch.errors import DestinationError
 from bulkfetch.limits import files_needed
 from bulkfetch.models import Summary
 from bulkfetch.paths import PRIVATE
@@ -166,12 +167,17 @@ def _metrics(file: Path | None, address: Address | None) -> str:
         raise ProblemError("prometheus-client is not installed", "pip install 'bulkfetch[metrics]'")
     told = []
     if file:
-        files.check_parent(file, "--metrics-file")
+        try:
+            files.check_parent(file, "--metrics-file")
+        except DestinationError as error:
+            raise ProblemError(str(error), "make it, or name another file") from error
+        if file.is_dir():
+            raise ProblemError(f"{file} is a directory", "name a file with --metrics-file")
         _try_to_write(file.parent, "--metrics-file")
         told.append(f"{file} can be written")
     if address:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
         try:
+            (family, *_), *_ = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)
             socket.create_server(address, family=family).close()
         except OSError as error:
             raise ProblemError(

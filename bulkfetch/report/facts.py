@@ -15,7 +15,7 @@ from bulkfetch.report.advice import ADVICE
 from bulkfetch.report.gather import FailedPatient, Gathered, Sums
 from bulkfetch.report.images import ImageState
 from bulkfetch.status import RunStatus, State, Status
-from bulkfetch.words import counted, options_text
+from bulkfetch.words import counted, filters_text
 
 _MOST_PATIENTS = 1_000
 _MOST_RUNS = 100
@@ -189,17 +189,17 @@ def _whole(
         aside.append(f"{counted(not_uploaded, 'image')} not uploaded")
     if filtered := states[ImageState.filtered]:
         filters = {
-            options_text(run.numbers.filters)
+            filters_text(run.numbers.filters)
             for run in runs
             if run.numbers and run.run_id in filtered_by
         }
-        by = " or ".join(sorted(filters - {""}))
-        aside.append(f"{counted(filtered, 'image')} filtered out{by and f' by {by}'}")
+        by = " or ".join(sorted(filters))
+        aside.append(f"{counted(filtered, 'image')} filtered out by {by}")
     but_for = f"but for {' and '.join(aside)}" if aside else ""
     if not filtered:
         return Verdict("good", "All that was listed is in the archive", but_for)
-    if filtered == sum(states.values()):
-        return Verdict("warn", "No image is in the archive", aside[0])
+    if not states[ImageState.archived]:
+        return Verdict("warn", "No image is in the archive", " and ".join(aside))
     return Verdict("good", "All that was wanted is in the archive", but_for)
 
 

@@ -15,7 +15,7 @@ from bulkfetch.report.facts import Facts, balances
 from bulkfetch.report.gather import Gathered
 from bulkfetch.report.pictures import COLUMNS, HEIGHT, PER_SHEET, WIDTH
 from bulkfetch.report.target import BEGINS
-from bulkfetch.words import counted, options_text
+from bulkfetch.words import counted, filters_text
 
 # What a browser opens in a moment; of more, those that are well are left out first.
 MOST_IMAGES = 200_000
@@ -103,7 +103,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        size=size_text, span=time_text, number=_number, words=_words, options=options_text
+        size=size_text, span=time_text, number=_number, words=_words, filters=filters_text
     )
     environment.globals.update(counted=counted, segments=_segments, balances=balances)
     return environment

@@ -42,7 +42,7 @@ class Target:
                     f"{self.page} is there, and no page of bulkfetch report: move it away, or name "
                     "another with --to"
                 )
-            name = f"{self.page.name.removesuffix('.html')}-thumbnails"
+            name = f"{self.page.name}-thumbnails"
             self.folder = self.page.with_name(name) if folder else None
             if self.folder and not _is_replaceable_folder(self.folder):
                 raise ConfigurationError(

@@ -381,7 +381,7 @@ def put_by_key(bucket: Bucket, key: str) -> None:
 def test_what_the_page_says_to_try_can_be_tried(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    page = (Path(__file__).parents[1] / "docs" / "buckets.md").read_text("utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "buckets.md").read_text("utf-8")
     script = re.split("^```(?:sh)?\n", page.partition("## Try it")[2], flags=re.MULTILINE)[1]
     store, api = free_pair(), free_pair()
     script = script.replace("5555", str(store)).replace("8080", str(api))

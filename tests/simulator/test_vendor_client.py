@@ -41,6 +41,12 @@ pytestmark = [
 LONG_AGO = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 
 
+@pytest.fixture(autouse=True)
+def _authorities_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vendor's client does not begin without any."""
+    monkeypatch.delenv("SSL_CERT_FILE")
+
+
 @pytest.fixture
 async def simulator() -> AsyncIterator[Simulator]:
     async with Simulator(SimulatorConfig(patients=60)) as simulator:
