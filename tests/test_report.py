@@ -509,8 +509,8 @@ def test_a_bucket_is_listed_once_and_has_the_same_page(
     lists = [one.what for one in bucket.proxy.asked if "list-type" in one.what]
     assert len([one for one in lists if "prefix=" not in one]) == 1
     assert sorted(path.name for path in pages.iterdir()) == [
-        "report.html-thumbnails",
         "report.html",
+        "report.html-thumbnails",
     ]
 
 
