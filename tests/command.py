@@ -1,9 +1,10 @@
 """The command in a process of its own, without the second of CPU that its modules take to load.
 
 A process that has loaded them is forked for each command. What is forked has its own descriptors,
-directory, environment and signals, and ends as the interpreter ends. `python -m bulkfetch` itself
-is what the tests start that look at how it is begun. What pages say to type, and other programs
-start, finds the command on the path as a program that has it done by such a process, too.
+directory, environment and signals, and ends as the interpreter ends, but for the tearing down.
+`python -m bulkfetch` itself is what the tests start that look at how it is begun. What pages say to
+type, and other programs start, finds the command on the path as a program that has it done by such
+a process, too.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -178,6 +180,20 @@ def _become(
     return arguments
 
 
+def _done(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
+    try:
+        status = main(arguments)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    # All of the interpreter's end but its last part: to tear down what it has loaded, and shares
+    # with the process that did, takes more than a short command does.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _wait(pid: int, streams: list[int], telling: int, program: socket.socket | None) -> NoReturn:
     for stream in streams:
         os.close(stream)
@@ -198,4 +214,4 @@ if __name__ == "__main__":
     for name in COMMANDS:
         importlib.import_module(f"bulkfetch.cli.{name}")
     gc.freeze()
-    sys.exit(main(_next(*(socket.socket(fileno=int(given)) for given in sys.argv[1:]))))
+    _done(main, _next(*(socket.socket(fileno=int(given)) for given in sys.argv[1:])))

@@ -98,7 +98,7 @@ def test_few_open_files_are_said_and_done_with(
 def started(simulator: Simulator, manifest: Path, archive: Path) -> subprocess.Popen[bytes]:
     process = start_bulkfetch(["download", manifest, "--out", archive], credentials(simulator))
     deadline = time.monotonic() + 120
-    while not list(archive.glob("*/*.json")):
+    while not list(archive.glob("[!.]*/*.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)

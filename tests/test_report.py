@@ -522,7 +522,7 @@ def test_a_run_at_work_is_told_as_far_as_it_is(serve: Serve, tmp_path: Path) -> 
     process = start_bulkfetch(command, credentials(simulator))
     try:
         deadline = time.monotonic() + 60
-        while not list(archive.glob("*/*.json")):
+        while not list(archive.glob("[!.]*/*.json")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert report(archive, tmp_path, "--thumbnails=5").status == 0
