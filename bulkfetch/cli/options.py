@@ -24,6 +24,7 @@ from bulkfetch.settings import (
     PathText,
     PromFile,
     Settings,
+    options_of,
 )
 from bulkfetch.settings.values import Known
 
@@ -69,12 +70,7 @@ class DoctorSettings(DownloadSettings):
 
 def add_options(parser: Parser, settings_type: type[Connection]) -> None:
     """Add an option for each field that is one; only those given end up in the namespace."""
-    options = {
-        name: option
-        for name, field in settings_type.model_fields.items()
-        for option in field.metadata
-        if isinstance(option, Option)
-    }
+    options = options_of(settings_type)
     used = {option.group for option in options.values()}
     groups: dict[str, Any] = {
         group: parser.add_argument_group(group) for group in GROUPS if group in used

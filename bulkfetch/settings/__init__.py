@@ -16,6 +16,7 @@ from bulkfetch.settings.fields import (
     Connection,
     Option,
     Settings,
+    options_of,
 )
 from bulkfetch.settings.hosts import GOOGLE_STORAGE_HOSTS, EngineName, Environment, is_loopback
 from bulkfetch.settings.loading import explain, load, unknown_variables
@@ -43,5 +44,6 @@ __all__ = [
     "explain",
     "is_loopback",
     "load",
+    "options_of",
     "unknown_variables",
 ]

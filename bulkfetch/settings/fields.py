@@ -308,14 +308,25 @@ class Settings(Connection):
     @property
     def filters(self) -> Filters:
         """The options that say which images, as far as they were given."""
-        filters: Filters = {}
-        for name, field in type(self).model_fields.items():
-            if any(isinstance(it, Option) and it.group == _CHOICE for it in field.metadata):
-                value = getattr(self, name)
-                if value:
-                    values = value if isinstance(value, tuple) else (value.isoformat(),)
-                    filters[name] = values
-        return filters
+        given = {
+            name: value
+            for name, option in options_of(type(self)).items()
+            if option.group == _CHOICE and (value := getattr(self, name))
+        }
+        return {
+            name: value if isinstance(value, tuple) else (value.isoformat(),)
+            for name, value in given.items()
+        }
+
+
+def options_of(settings_type: type[Connection]) -> dict[str, Option]:
+    """Return how each field looks that is an option, by its name."""
+    return {
+        name: option
+        for name, field in settings_type.model_fields.items()
+        for option in field.metadata
+        if isinstance(option, Option)
+    }
 
 
 class Building(Connection):

@@ -7,13 +7,8 @@ from pathlib import Path
 import pytest
 
 from bulkfetch.simulator import Simulator
-from tests.conftest import (
-    Serve,
-    write_manifest,
-)
-from tests.stores import (
-    Bucket,
-)
+from tests.conftest import Serve, write_manifest
+from tests.stores import Bucket
 
 
 @pytest.fixture(params=["s3", "gs"])

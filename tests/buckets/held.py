@@ -9,14 +9,8 @@ from typing import Any
 
 from bulkfetch.simulator import Simulator
 from bulkfetch.stores import open_store
-from tests.conftest import (
-    Result,
-    download,
-)
-from tests.stores import (
-    SECRET,
-    Bucket,
-)
+from tests.conftest import Result, download
+from tests.stores import SECRET, Bucket
 
 
 def run(simulator: Simulator, manifest: str | Path, bucket: Bucket, *options: str) -> Result:

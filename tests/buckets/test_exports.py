@@ -17,19 +17,9 @@ import pytest
 from bulkfetch.simulator import Simulator, parse_fault
 from bulkfetch.stores import open_store
 from tests.buckets.held import images, put, remove, run
-from tests.conftest import (
-    Result,
-    Serve,
-    bulkfetch,
-    credentials,
-    download,
-    write_manifest,
-)
+from tests.conftest import Result, Serve, bulkfetch, credentials, download, write_manifest
 from tests.pages import free_pair
-from tests.stores import (
-    Bucket,
-    refuse,
-)
+from tests.stores import Bucket, refuse
 from tests.test_bag import validate
 
 

@@ -13,11 +13,7 @@ from multidict import CIMultiDict
 from bulkfetch.simulator import Simulator
 from bulkfetch.stores import StoreError, open_store
 from tests.buckets.held import images, put, remove, run
-from tests.conftest import (
-    Serve,
-    bulkfetch,
-    write_manifest,
-)
+from tests.conftest import Serve, bulkfetch, write_manifest
 from tests.stores import (
     SECRET,
     SIGNATURE_WORDS,

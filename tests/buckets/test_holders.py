@@ -30,20 +30,8 @@ from bulkfetch.plan import Level, Place
 from bulkfetch.simulator import Simulator
 from bulkfetch.stores import open_store
 from tests.buckets.held import images, put, remove, run
-from tests.conftest import (
-    Serve,
-    bulkfetch,
-    credentials,
-    start_bulkfetch,
-    write_manifest,
-)
-from tests.stores import (
-    Answer,
-    Bucket,
-    Forward,
-    delay,
-    refuse,
-)
+from tests.conftest import Serve, bulkfetch, credentials, start_bulkfetch, write_manifest
+from tests.stores import Answer, Bucket, Forward, delay, refuse
 from tests.test_archive import sidecar_for
 from tests.test_processes import helpers_of
 
