@@ -31,7 +31,7 @@ from bulkfetch.cli.manifest.build import BuildSettings
 from bulkfetch.cli.options import DoctorSettings, DownloadSettings
 from bulkfetch.models import Summary, UnlistedSidecar
 from bulkfetch.pipeline import record
-from bulkfetch.settings import ENV_PREFIX, GROUPS, Connection, Environment, Option
+from bulkfetch.settings import ENV_PREFIX, GROUPS, Connection, Environment, Option, options_of
 from bulkfetch.settings.hosts import HOSTS
 from bulkfetch.verification import ADVICE
 from docs.words import EVENTS, FIELDS, KEYS
@@ -74,7 +74,7 @@ def credentials() -> str:
         (
             (f"`{ENV_PREFIX}{name.upper()}`", field.description)
             for name, field in Connection.model_fields.items()
-            if _option(field) is None
+            if name not in options_of(Connection)
         ),
     )
 
@@ -237,18 +237,14 @@ def _options_of(group: str) -> Mapping[str, Mapping[tuple[str, str], list[str]]]
     """The options under a heading: what each is said to be, by which commands."""
     found: dict[str, dict[tuple[str, str], list[str]]] = {}
     for command, settings in SETTINGS.items():
-        for name, field in settings.model_fields.items():
-            option = _option(field)
-            if option is not None and option.group == group:
+        for name, option in options_of(settings).items():
+            field = settings.model_fields[name]
+            if option.group == group:
                 words = _FLAG.sub(r"`\1`", f"{field.description}.")
                 told = (words[:1].upper() + words[1:], _value(field, option))
                 variants = found.setdefault(field.alias or name, {})
                 variants.setdefault(told, []).append(command)
     return found
-
-
-def _option(field: FieldInfo) -> Option | None:
-    return next((item for item in field.metadata if isinstance(item, Option)), None)
 
 
 def _value(field: FieldInfo, option: Option) -> str:
